@@ -1,6 +1,6 @@
 """Galleries: exact search beside faiss, two million rows from disk, photos embedded beside torch, cost by size.
 
-    python bench/gallery.py [search | disk | index | embed | sizes | merge | processes …]
+    python bench/gallery.py [search | disk | index | embed | sizes | merge | processes | lists …]
                             [--threads 1] [--rounds 5] [--cpu] [--photos FOLDER] [--folder FOLDER]
 
 search: 200,000 x 512 float32, the ten nearest of 1,000 queries in one batch and of one query, beside faiss.IndexFlatIP and
@@ -9,7 +9,8 @@ much anonymous memory a search takes. index: recall of faiss's kinds beside exac
 photos' real features (ViT-B/32). embed: photos per second of `jclip embed`'s loop beside torch with a DataLoader, random
 ViT-B/32 weights. sizes: seconds and memory by number of rows. merge: seconds and peak memory of joining finished parts of
 100,000 and of 1,000,000 rows. processes: photos per second of `jclip embed` by one process, on one core as
-well, by two of one thread each, and by two workers of a Dask cluster. faiss and Dask are not installed with the project.
+well, by two of one thread each, and by two workers of a Dask cluster. lists: memory of the lists of paths and of rows, and
+the comparison of all pairs. faiss and Dask are not installed with the project.
 """
 
 from __future__ import annotations
@@ -192,6 +193,13 @@ def processes(args: argparse.Namespace) -> None:
     gallery_sharing.processes(args)
 
 
+def lists(args: argparse.Namespace) -> None:
+    """Memory of lists by their length, and the comparison of all pairs."""
+    import gallery_lists
+
+    gallery_lists.lists(args)
+
+
 def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
@@ -244,6 +252,7 @@ PARTS = {
     "sizes": sizes,
     "merge": merge,
     "processes": processes,
+    "lists": lists,
 }
 
 if __name__ == "__main__":

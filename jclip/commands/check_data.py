@@ -26,7 +26,9 @@ from jclip.data.challenge_folder import from_folder
 from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable, say
 from jclip.features import run_data
 from jclip.paths import replacing
+from jclip.prompts import scripts
 from jclip.report import predictions
+from jclip.weights.variants import VARIANTS
 
 PARTS = ("train", "val", "test")
 SPLIT_FILES = (".json", ".csv", ".tsv")
@@ -134,6 +136,7 @@ def check(
         report.refused.append(str(e))
         return report, None
     describe_classes(report, photos)
+    describe_names(report, photos, choices.default_model() if cfg is None else getattr(cfg, "model", ""))
     if not len(photos.train) + len(photos.val) + len(photos.test):
         report.refused.append("there are no photos")
         return report, photos
@@ -196,6 +199,12 @@ def describe_classes(report: Report, photos: splits.PhotoData) -> None:
         report.warnings.append(
             "there are no training photos: recipes that learn refuse this data, zero_shot measures it"
         )
+
+
+def describe_names(report: Report, photos: splits.PhotoData, model: str) -> None:
+    """Warns of class names in a script that OpenAI's models, which are known by their names, never learned to read."""
+    lines = (scripts.unread(name, scripts.OPENAI_BPE) for name in photos.classnames if model in VARIANTS)
+    report.warnings += list(filter(None, lines))[:1]
 
 
 def describe_photos(report: Report, photos: splits.PhotoData, stops: bool) -> None:

@@ -1,4 +1,4 @@
-"""Builds an index over a gallery, for search in what exact search takes too long for; needs faiss unless exact."""
+"""Builds an index over a gallery, which answers where exact search takes too long. All kinds but exact need faiss."""
 
 from __future__ import annotations
 

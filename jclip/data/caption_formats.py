@@ -1,7 +1,8 @@
 """Files of captions as other projects have them, read line by line with what is wrong counted. Imports no Jittor.
 
 Read are: a JSON list of {id, caption}, {class number: ["1. sentence"]}, COCO's captions, JSON lines with labels and
-captions, of localized narratives, of `jclip captions`, and text with or without numbers. No pickle is read.
+captions, of localized narratives, of `jclip captions`, tables with a column of captions, and text with or without numbers.
+No pickle is read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from jclip.data.labelled_captions import LabelledCaptions
 from jclip.data.nouns import Labeller
 from jclip.errors import DataError, did_you_mean, notice, printable, quoted
-from jclip.readers.text import parse_json, read_text
+from jclip.readers.text import parse_json, read_lines, read_table, read_text
 
 FIRST_SHOWN = 5
 MAX_BAD = 0.01
@@ -26,6 +27,7 @@ SHORTEST, LONGEST = 5, 150  # letters of a numbered sentence, neither included
 CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
 _NUMBERED = re.compile(r"\d+[.)]\s+")
 _HEADER = re.compile(r"\[\d+\]\s*(\(|$)")
+COLUMNS = ("title", "caption", "comment", "text")  # of tables: the first that is there
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".npy")
 
 
@@ -70,8 +72,8 @@ def read_caption_file(path: Path, labeller: Labeller, max_bad: float = MAX_BAD) 
             f"{path} must be captions as text or JSON, got a pickle, which could run anything: export it as JSON"
         )
     found = CaptionFile(path)
-    text = read_text(path)
-    for place, row in _rows(text, found):
+    delimiter = _separator(path)
+    for place, row in _of_table(found, delimiter) if delimiter else _rows(read_text(path), found):
         try:
             for caption in row(labeller):
                 found.captions.append(caption)
@@ -144,6 +146,25 @@ def _rows(text: str, found: CaptionFile) -> Iterator[tuple[str, _Row]]:
     if {"text", "caption", "captions"} & {*value}:
         return _of_json_lines([(1, " ".join(line for _, line in lines))], found)
     return _of_classes(value, found)
+
+
+def _separator(path: Path) -> str:
+    """What separates the columns of a table that has one of captions; empty for other files."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return ""
+    header = next((line for line in read_lines(path) if line), "")
+    separator = next((sign for sign in "\t|," if sign in header), "")
+    return separator if separator and {*COLUMNS} & {name.strip() for name in header.split(separator)} else ""
+
+
+def _of_table(found: CaptionFile, separator: str) -> Iterator[tuple[str, _Row]]:
+    found.format = "table"
+    broken: list[DataError] = []
+    columns, rows = read_table(found.path, separator, broken.append)
+    key = next(name for name in COLUMNS if name in columns)
+    found.bad += map(str, broken)
+    for number, row in rows:
+        yield f"line {number}", lambda _, v=row, n=number: iter([RawCaption(str(n), _text(v, key), "table")])
 
 
 def _is_object(line: str) -> bool:

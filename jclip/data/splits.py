@@ -211,7 +211,10 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     names = {name_key(folder): name for folder, name in exact.items()} | exact
     absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:
-        raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {preview(absent)}")
+        raise DataError(
+            f"{path} must have a line `folder name` for each of {len(folders)} class folders, and lacks {len(absent)}: "
+            f"{preview(absent)}"
+        )
     return tuple(names[folder if folder in names else name_key(folder)] for folder in folders)
 
 

@@ -20,7 +20,7 @@ from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.cached import keep, key_of, read_cached
-from jclip.features.heads import check_directions, check_width, zero_shot_head
+from jclip.features.heads import check_directions, check_width, head_of_names
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
@@ -28,7 +28,6 @@ from jclip.machine import ranks, work_meter
 from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
 from jclip.postponed import jt
-from jclip.prompts.templates import prompts_of
 
 PART = 1024  # photos whose features are kept together: a break loses those of one part
 BATCH = 64  # views at once; JCLIP_BATCH names another number
@@ -342,7 +341,7 @@ def _precomputed(data: DataConfig, source: ModelSource | None, templates: str) -
             "model out"
         )
     check_width(source, found.train.shape[1])
-    head = zero_shot_head(source, prompts_of(found.classnames, templates))
+    head = head_of_names(source, found.classnames, templates)
     return replace(found, text=head.weights, scale=head.scale)
 
 
@@ -357,7 +356,7 @@ def _of_photos(
     """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
     text, scale = None, 1.0
     if source.has_text:
-        head = zero_shot_head(source, prompts_of(photos.classnames, templates))
+        head = head_of_names(source, photos.classnames, templates)
         text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
     if training:

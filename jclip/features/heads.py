@@ -17,7 +17,8 @@ from jclip.functional.directions import unit
 from jclip.machine import ranks, work_meter
 from jclip.paths import cache_dir
 from jclip.postponed import jt
-from jclip.prompts.templates import class_prompts, load_templates
+from jclip.prompts import scripts
+from jclip.prompts.templates import class_prompts, load_templates, prompts_of
 
 PROMPTS_AT_ONCE, PROMPTS_AT_LEAST = 512, 24  # of a batch; fewer only where there are no more
 
@@ -46,6 +47,13 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
 
     saved = _cached(_head_file(source, prompts, truncate), make)
     return ZeroShotHead(saved["weights"], float(saved["scale"][0]))
+
+
+def head_of_names(source: ModelSource, classnames: Sequence[str], templates: str) -> ZeroShotHead:
+    """The zero-shot head of class names; reports on stderr names in a script that the weights never learned."""
+    prompts = prompts_of(classnames, templates)
+    scripts.warn_names(classnames, prompts, source.vocabulary_kind)
+    return zero_shot_head(source, prompts)
 
 
 def prompt_embeddings(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jclip.errors import notice, quoted
+from jclip.prompts.tokenizer import OPENAI_BPE
 
 NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"} | {
     script: script.title()
@@ -37,7 +38,7 @@ NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANG
 READERS = "Chinese-CLIP, SigLIP 2 or MetaCLIP 2 worldwide"  # weights that read other scripts
 SIGLIP_ENGLISH = "siglip-english"  # SentencePiece of 32,000 English pieces: other scripts are unknown to it
 LEARNED = {  # kind of vocabulary → the captions that its weights learned from, and their scripts beside Latin
-    "openai-bpe": ("English", ()),
+    OPENAI_BPE: ("English", ()),
     SIGLIP_ENGLISH: ("English", ()),
     "wordpiece": ("Chinese", ("CJK",)),
 }
@@ -51,7 +52,7 @@ def script_of(text: str) -> str:
     return counts.most_common(1)[0][0] if counts else ""
 
 
-def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
+def warn_unread(texts: Iterable[str], tokenizer: str = OPENAI_BPE) -> None:
     """One line on stderr, once per process and script, where a text is in a script that the weights never learned.
 
     tokenizer: the kind of their vocabulary. All weights that CLIP's own belongs to were trained on English captions: their
@@ -77,10 +78,17 @@ def unread(text: str, tokenizer: str) -> str:
     )
 
 
+def warn_names(names: Sequence[str], prompts: Sequence[Sequence[str]], tokenizer: str) -> None:
+    """`warn_unread` of class names that stand in their own prompts, and `warn_mixed` of the first name."""
+    said = [any(name.replace("_", " ") in prompt for prompt in own) for name, own in zip(names, prompts, strict=True)]
+    warn_unread((name for name, is_said in zip(names, said, strict=True) if is_said), tokenizer)
+    warn_mixed(names[0], prompts[0][0], tokenizer)
+
+
 def warn_mixed(name: str, prompt: str, tokenizer: str) -> None:
     """One line on stderr where a class has a Chinese name, and weights that learned Chinese read it in an English prompt."""
     if tokenizer == "wordpiece" and script_of(name) == "CJK" and script_of(prompt.replace(name, "")) == "LATIN":
         notice(
             f"{quoted(prompt, 60)} is English around a Chinese name: prompts in Chinese fit these weights better, such as "
-            "--templates chinese or --templates '一张{}的照片。'"
+            "--templates chinese (templates=chinese in a config) or --templates '一张{}的照片。'"
         )

@@ -115,7 +115,9 @@ def test_photos(done: Classifier, whole: bool = False) -> splits.PhotoData | Non
         return None
     test = photos.train if whole and not len(photos.test) else photos.test
     if not len(test):
-        raise ConfigError("there is no test data to measure on: set data.test")
+        raise ConfigError(
+            "there are no test photos to measure on: set data.root to a folder that has test/<class>, or data.test to a list"
+        )
     return replace(photos, train=splits.Split(), val=splits.Split(), test=test)
 
 

@@ -24,7 +24,7 @@ PAGES = (
     "docs/speed.md", "docs/weights.md", "docs/setup.md", "docs/captions.md", "docs/multi_label_scores.md",
     "docs/tagging.md", "docs/search.md", "docs/gallery.md", "docs/multi_label.md", "docs/retrieval.md",
     "docs/grounding_data.md", "docs/pseudo_labels.md", "docs/curriculum.md", "docs/grounding.md", "docs/teach.md",
-    "docs/scale.md", "docs/report.md",
+    "docs/scale.md", "docs/report.md", "docs/coming_from.md",
 )  # fmt: skip
 ELSEWHERE = {"docs/evaluation.md": "recipes/test_new_classes.py", "docs/challenge.md": "recipes/test_challenge.py"}
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]

@@ -34,6 +34,7 @@ FAULTS = [
     "1 of 99 photos are more than 3 times as long as wide", "1 of 99 photos have 16 bits per channel",
     "1 of 99 photos have the mode CMYK", "1 of 13 classes have no val photos (first: 苹果)",
     "2 test photos are copies of train photos (first: ", "1 train photos are copies of others there (first: ",
+    "warning: '苹果' is Chinese, which these weights never learned",
     "2 photos have copies in another class (first: ", "refused: 3 of 99 photos do not decode (first: ",
 ]  # fmt: skip
 

@@ -21,12 +21,14 @@ from jclip.features.heads import (
     PROMPTS_AT_LEAST,
     PROMPTS_AT_ONCE,
     encode_prompts,
+    head_of_names,
     rows_by_length,
     zero_shot_head,
 )
 from jclip.features.precomputed import read_precomputed
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
+from jclip.prompts import scripts
 from jclip.prompts.tokenizer import tokenize
 from jclip.runtime import jt
 from jclip.weights.checkpoint import save_checkpoint
@@ -313,6 +315,15 @@ def test_few_shot_features_of_photos(source, photo_folder, close):
     assert training_view(config, source, data, "none", 0, view=7)[0] is data.train
     with pytest.raises(ConfigError, match="photos need a model"):
         few_shot_features(config, None, "simple")
+
+
+def test_names_that_the_weights_cannot_read_are_reported_where_prompts_say_them(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scripts, "_warned", set())
+    (tmp_path / "said.json").write_text('{"狗": ["a dog."], "b": ["a b."]}', encoding="utf-8")
+    assert head_of_names(source, ["狗", "b"], str(tmp_path / "said.json")).weights.shape == (2, 24)
+    assert not capsys.readouterr().err
+    head_of_names(source, ["b", "大_狗"], "simple")
+    assert capsys.readouterr().err.startswith("'大_狗' is Chinese, which these weights never learned")
 
 
 # Precomputed features

@@ -201,6 +201,16 @@ def test_text_with_and_without_numbers(tmp_path):
     assert texts(found) == ["A dog.", "A cat. It sits.", "3 dogs run", "hot dog"] and found.dropped["header"] == 2
 
 
+def test_tables_that_training_reads(tmp_path):
+    """Names of files are no captions; a table without such a column is text."""
+    table = 'filepath,title\ncat.jpg,"a dog, alone"\ncat.jpg\nx.jpg, a  hot dog \n'
+    found = read_caption_file(write(tmp_path / "x.csv", table), LABELLER, max_bad=0.5)
+    assert (found.format, texts(found), len(found.bad)) == ("table", ["a dog, alone", "a hot dog"], 1)
+    path = write(tmp_path / "y.csv", "image_name| comment_number| comment\ncat.jpg| 0| a dog\n")
+    assert texts(read_caption_file(path, LABELLER)) == ["a dog"]
+    assert texts(read_caption_file(write(tmp_path / "z.csv", "a cat, a dog\n"), LABELLER)) == ["a cat, a dog"]
+
+
 def test_our_own_file_is_labelled_anew(some, tmp_path):
     write_captions(tmp_path / "own.jsonl", some)
     captions, (file,) = label_files([tmp_path / "own.jsonl"], LABELLER)

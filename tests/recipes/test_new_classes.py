@@ -365,7 +365,10 @@ def test_names_of_folders(five, tmp_path):
     names = tmp_path / "classnames.txt"
     for text, message in (
         ("blue 0\n", "data.classes holds `folder name` lines"),
-        ("blue a thing\n", "classnames.txt names 5 of 5 class folders not: blue thing, green_thing"),
+        (
+            "blue a thing\n",
+            "classnames.txt must have a line `folder name` for each of 5 class folders, and lacks 5: blue thing, green_thing",
+        ),
     ):
         names.write_text(text)
         with pytest.raises(DataError, match=message):
