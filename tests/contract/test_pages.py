@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from functools import cache
 
@@ -12,7 +13,7 @@ import yaml
 import finetune  # noqa: F401 - brings the recipes that configs name
 from jclip.cli import COMMANDS, main
 from jclip.errors import UnknownName
-from jclip.train.configs import build_config, find_config
+from jclip.train.configs import build_config, find_config, read_config
 from tests.pages import ROOT, anchors, bare, blocks, commands, headings, outside_blocks, table_rows
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -118,6 +119,21 @@ def test_commands_options_and_configs_that_are_named_exist(page):
             for word in words:
                 if word.startswith("configs/") or (command in ("train", "sweep") and "/" in word and "=" not in word):
                     config_exists(word, words)
+
+
+def test_commands_and_settings_for_those_who_come_from_elsewhere_exist():
+    text = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    there = [
+        shlex.split(span.replace("…", "x")) for span in re.findall(r"`(?:mpirun -np \d )?jclip ([a-z][^`]*)`", text)
+    ]
+    for command, *words in there:
+        assert {word for word in words if word.startswith("--")} <= {*options(command)}, words
+        if command == "train" and "/" in words[0]:
+            read_config(words[0], [word for word in words[1:] if "=" in word])
+    rows = re.search(r"^## open_clip\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1].splitlines()
+    settings = [span for row in rows for span in re.findall(r"`([a-z._]+=[^`]*)`", row) if "TAG" not in span]
+    assert len(settings) > 8
+    read_config("contrastive/openclip_cc3m", [word for span in settings for word in span.split()])
 
 
 def config_exists(word: str, words: list[str]) -> None:
