@@ -45,7 +45,7 @@ def shortages(memory_needed: Mapping[int, float], disk_needed: Mapping[Path, flo
     if beyond:
         count = beyond[0]
         who = "this" if count == 1 else f"{count} processes"
-        lines.append(f"won't fit: {who} would take {_mib(memory_needed[count])} of memory, {there_is(there)}")
+        lines.append(f"won't fit: {who} would take {_size(memory_needed[count])} of memory, {there_is(there)}")
     return [*lines, *_full_disks(disk_needed)]
 
 
@@ -59,7 +59,7 @@ def _full_disks(needed: Mapping[Path, float]) -> Iterator[str]:
         with contextlib.suppress(OSError):
             count, free = sum(needed[folder] for folder in folders), shutil.disk_usage(_there(folders[0])).free
             if count > free:
-                yield f"won't fit: {_mib(count)} of disk are needed, {_mib(free)} are free where {folders[0]} is"
+                yield f"won't fit: {_size(count)} of disk are needed, {_size(free)} are free where {folders[0]} is"
 
 
 def _there(folder: Path) -> Path:
@@ -71,12 +71,12 @@ def _there(folder: Path) -> Path:
 def there_is(free: float) -> str:
     """`1,234 MiB are free here`, with the limit of the container or job where it has one."""
     limit = group_limit()
-    of_group = "" if limit == float("inf") else f" (the limit of this container or job is {_mib(limit)})"
-    return f"{_mib(free)} are free here{of_group}"
+    of_group = "" if limit == float("inf") else f" (the limit of this container or job is {_size(limit)})"
+    return f"{_size(free)} are free here{of_group}"
 
 
-def _mib(count: float) -> str:
-    return f"{count / MIB:,.0f} MiB"
+def _size(count: float) -> str:
+    return f"{count / MIB:,.0f} MiB" if count >= 10 * MIB else f"{count / 1024:,.0f} KiB"
 
 
 def _sharing() -> int:

@@ -22,13 +22,16 @@ MIB = 1 << 20
 RAISE = "raise it (ulimit -v unlimited, or the memory that is asked of the scheduler)"
 _SIGNALS = ("SIGSEGV", "SIGABRT", "SIGBUS")  # by which a failed allocation ends a process
 _INSIDE = "JCLIP_INSIDE_A_LIMIT"  # set for the child, and what it starts
-LIBRARIES = 64 * MIB  # of address space that NumPy, Pillow and other libraries take
-BUFFER = 40 * MIB  # of each of NumPy's threads: it asks for its buffer again and again where there is no memory
+# Of address space, measured: less than what the smallest model works with, so that nothing is refused that would work.
+LIBRARIES = 64 * MIB  # NumPy, Pillow and other libraries
+BUFFER = 40 * MIB  # each of NumPy's threads: it asks for its buffer again and again where there is no memory
+JITTOR = 90 * MIB  # Jittor, oneDNN and the first operators
+OF_RANKS = 370 * MIB  # Open MPI beside that, whose threads wait for ever where one lacks memory
+POOL = 70 * MIB  # malloc's for each thread, where it isn't kept to one
+THREAD = 10 * MIB  # each thread's stack, and more
+BESIDE = 50 * MIB  # what passes through a model, beside its weights
 NEAR = 16 * MIB  # an exception with less than this left is for want of memory, whatever it says
-JITTOR = 260 * MIB  # of address space that Jittor, oneDNN and the first operators take
-OF_RANKS = 200 * MIB  # of Open MPI beside that, whose threads wait for ever where one lacks memory
-THREAD = 80 * MIB  # of each thread: its stack, and a pool of malloc's
-WEIGHTS, BESIDE = 1.5, 100 * MIB  # a model takes so many times its weights, and so much for what passes through it
+_NO_THREAD = 127  # the exit code of the C library where a thread's own memory is lacking, after a line of its own
 
 
 def limit() -> float:
@@ -59,9 +62,15 @@ def require(needed: float, what: str) -> None:
 
 
 def require_libraries() -> None:
-    """Raises `SetupError` where NumPy and what else a command imports can't be loaded."""
+    """Where there is a limit, loads NumPy and has it take the memory of its products while there is some. Raises `SetupError`
+    where it and what else a command imports can't be loaded."""
+    if limit() == float("inf"):
+        return
     if "numpy" not in sys.modules:
         require(LIBRARIES + _threads() * BUFFER, "loading NumPy and other libraries")
+    import numpy as np
+
+    np.ones((512, 512), np.float32) @ np.ones(512, np.float32)  # smaller ones need none
 
 
 def warn_of_memory(needed: float, what: str) -> None:
@@ -75,13 +84,13 @@ def warn_of_memory(needed: float, what: str) -> None:
 
 def require_start() -> None:
     """Raises `SetupError` where Jittor can't be started."""
-    beside = OF_RANKS if ranks.here().several else 0
+    beside = OF_RANKS + _threads() * POOL if ranks.here().several else 0
     require(JITTOR + beside + _threads() * THREAD, "starting Jittor")
 
 
 def require_model(weights: float, name: str) -> None:
     """Raises `SetupError` where there is no room for a model of so many bytes of weights in float32."""
-    require(WEIGHTS * weights + BESIDE + _threads() * THREAD, f"loading {name}")
+    require(weights + BESIDE + _threads() * THREAD, f"loading {name}")
 
 
 def _threads() -> int:
@@ -106,7 +115,7 @@ def run_inside(program: Callable[[], int], name: str) -> int:
         signal.signal(number, lambda number, _: _pass_on(child, number))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code >= 0:
-        return code
+        return code if code != _NO_THREAD else 2
     if (ended := signal.Signals(-code)).name in _SIGNALS:
         return fail(name, f"ended by {ended.name}, as where memory is lacking: the limit of this process is "
                     f"{limit() / MIB:,.0f} MiB: {RAISE}, or take fewer threads (OMP_NUM_THREADS=1), a smaller model or "

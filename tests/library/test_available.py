@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jclip.machine import available, process_times, ranks
+from jclip.machine import available, memory_limit, process_times, ranks
 
 MIB = 1 << 20
 Disk = namedtuple("Disk", "total used free")
@@ -92,3 +92,14 @@ def test_a_dry_run_names_what_does_not_fit(system, monkeypatch, tmp_path):
     assert available.shortages({1: 380 * MIB}, {}) == [
         "won't fit: this would take 380 MiB of memory, 370 MiB are free here (the limit of this container or job is 400 MiB)"
     ]
+
+
+def test_a_step_that_takes_more_than_is_free_is_said_before_it(system, monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "_now", ranks.Ranks(0, 2, 0, 2, "host"))
+    memory_limit.warn_of_memory(4000 * MIB, "a training step")
+    assert capsys.readouterr().err == ""
+    memory_limit.warn_of_memory(4001 * MIB, "a training step")
+    assert capsys.readouterr().err == (
+        "a training step takes about 4,001 MiB of memory by each of 2 ranks, and 8,000 MiB are free here: the system may end "
+        "this process\n"
+    )

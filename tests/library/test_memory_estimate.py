@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -106,12 +107,19 @@ def test_what_makes_it_less_and_more():
 
 
 LIMITED = """
-import os, resource, sys
+import os, resource, sys, threading
 from jclip.machine.memory_limit import run_inside
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.RLIM_INFINITY))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 number = int(sys.argv[1])
-sys.exit(run_inside(lambda: os.kill(os.getpid(), number) if number else 7, "jclip embed"))
+
+def program():
+    if number:
+        os.kill(os.getpid(), number)
+    threading.Thread(target=threading.Event().wait).start()  # as a library's thread that gets no memory
+    return 7
+
+sys.exit(run_inside(program, "jclip embed"))
 """
 
 
@@ -124,14 +132,28 @@ def test_a_program_that_dies_of_its_limit_says_so(number, code, said):
     assert not said or "4,096 MiB" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    "mib", [60, 90, 115]
+)  # NumPy's import fails, its threads wait for memory, others' imports fail
+def test_a_command_is_refused_before_numpy_waits_for_memory(mib):
+    program = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, ({mib} << 20,) * 2); from jclip.cli import main"
+    )
+    command = [sys.executable, "-c", f"{program}; sys.exit(main())", "embed", "photos", "--out", "gallery"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "2"}
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith("jclip embed: loading NumPy and other libraries needs about 144 MiB of memory")
+
+
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(memory_limit, "left", lambda: 100.0 * 2**20)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with pytest.raises(
-        SetupError, match="starting Jittor needs about 500 MiB of memory, and the limit .* leaves 100 MiB"
+        SetupError, match="starting Jittor needs about 120 MiB of memory, and the limit .* leaves 100 MiB"
     ):
         memory_limit.require_start()
-    with pytest.raises(SetupError, match="loading w needs about 640 MiB"):
+    with pytest.raises(SetupError, match="loading w needs about 280 MiB"):
         memory_limit.require_model(200 * 2**20, "w")
 
     def failing():
