@@ -17,7 +17,7 @@ from jclip.data import gallery_inputs, gallery_store, hash_piles
 from jclip.data.preprocess import Preprocess
 from jclip.data.shares import WHOLE
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_lock
+from jclip.features import gallery_lock, gallery_merge
 from jclip.features.gallery_merge import write_gallery
 from jclip.features.gallery_parts import Parts, Whole
 
@@ -87,9 +87,10 @@ def test_beginnings_of_lines_are_the_bytes_of_a_saved_array(tmp_path, monkeypatc
     assert gallery_store.write_rows(tmp_path, [])["rows"].startswith("rows-e3b0c442")  # of no bytes
 
 
-@pytest.mark.parametrize("held", [64, 10**6])
-def test_a_merge_counts_and_keeps_all(held, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("held", "rows_of_file"), [(64, 130), (10**6, 10**6)])
+def test_a_merge_counts_and_keeps_all(held, rows_of_file, tmp_path, monkeypatch):
     monkeypatch.setattr(hash_piles, "HELD", held)
+    monkeypatch.setattr(gallery_merge, "PART_ROWS", rows_of_file)  # files begin within parts
     rows = [row(n, n - n % 100 if n % 100 == 7 else None) for n in range(734)]
     change, features = merged(tmp_path / "g", rows)
     assert (change.rows, change.added, change.dropped, change.duplicates) == (734, 734, 0, 8)
@@ -97,6 +98,7 @@ def test_a_merge_counts_and_keeps_all(held, tmp_path, monkeypatch):
     store = gallery_store.open_store(tmp_path / "g")
     gallery_store.verify(store)
     assert [*store.rows] == rows and (np.concatenate(store.parts) == features).all()
+    assert [len(part) for part in store.parts] == ([130] * 5 + [84] if held == 64 else [734])
     assert store.manifest.columns == ["n"] and not list((tmp_path / "g").glob("unfinished*"))
     again, _ = merged(tmp_path / "g", rows[100:600] + [row(n) for n in range(2000, 2050)], store, 1)
     assert (again.rows, again.added, again.dropped) == (550, 50, 234)

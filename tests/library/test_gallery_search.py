@@ -17,6 +17,7 @@ from jclip.cli import main
 from jclip.data import row_columns
 from jclip.data.gallery_store import open_store
 from jclip.errors import ConfigError, DataError, UnknownName
+from jclip.features import gallery_ranking
 from jclip.features.gallery import Gallery, Search
 from jclip.features.gallery_ranking import Ranking, parse_method
 from jclip.functional.background import background
@@ -191,6 +192,14 @@ def test_reranked_as_the_methods_do(gallery, features, text, close):
         assert rows_of(own) == order
     assert all(own.uses_other_queries == (text == "expand,spread=all") for own in found)
     close([hit.score for hit in found[0].hits], features[rows_of(found[0])] @ QUERIES[0], "rounding")
+
+
+def test_queries_that_depend_on_each_other_are_not_too_many(gallery, monkeypatch):
+    ranking = Ranking(parse_method("expand,spread=all"))
+    monkeypatch.setattr(gallery_ranking, "MOST_ORDERS", 2 * ROWS)
+    assert len(list(gallery.search_many(list(QUERIES[:2]), Search(3, ranking=ranking)))) == 2
+    with pytest.raises(ConfigError, match=f"3 queries that depend on each other and {ROWS} photos are too many"):
+        list(gallery.search_many(list(QUERIES[:3]), Search(3, ranking=ranking)))
 
 
 def test_candidates_alone_are_sorted_anew(gallery, features):

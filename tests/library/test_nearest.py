@@ -39,6 +39,19 @@ def test_it_is_the_sorted_product(count, dtype, few_at_once, monkeypatch, close)
         close(found, scores, "kernel", "cosines of exact search")
 
 
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("library", [True, False])
+def test_products_lie_where_they_are_asked_for(count, library, monkeypatch):
+    """Also by NumPy, and of rows that do not lie one behind the other."""
+    if not library:
+        monkeypatch.setattr(products, "_sgemm", lambda: None)
+    left, right = np.eye(count, 7, dtype="f4"), np.arange(91, dtype="f4").reshape(7, 13)
+    for rows in (right.T, right.T.copy()):
+        room = np.full((count, 13), np.nan, "f4")
+        products.times_rows(left, rows, room)
+        np.testing.assert_array_equal(room, [*right[:count], *np.zeros((max(0, count - 7), 13))])
+
+
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_of_equal_photos_the_lower_row_comes_first(count):
     features = np.repeat(unit_rows(6, 4), 40, axis=0)[np.random.default_rng(5).permutation(240)]

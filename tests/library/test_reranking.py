@@ -238,8 +238,12 @@ def test_lists_of_names_and_orders_give_the_same_figures():
     [
         (lambda: method_of({"kind": "expnad"}), "did you mean"),
         (lambda: method_of({"kind": "expand", "kk": 3}), "kk"),
-        (lambda: Expand(mix=1.5), "mix in"),
-        (lambda: A3R(k=2), "k must be at least 3"),
+        (lambda: Expand(mix=1.5), "mix in"), (lambda: Expand(k=0), "k must be at least 1"),
+        (lambda: Expand(alpha=-0.1), "alpha at least 0"),
+        *((lambda w=w: Reciprocal(**w), "k1, k2 and candidates must be at least 1, share in")
+          for w in ({"k1": 0}, {"k2": 0}, {"candidates": 0}, {"share": -0.1}, {"share": 1.1})),
+        (lambda: A3R(k=2), "k must be at least 3"), (lambda: A3R(candidates=0), "candidates at least 1"),
+        (lambda: A3R(adapted=-1), "adapted at least 0"),
         (lambda: QueryBank(beta=0), "beta must be above 0"),
         (lambda: Photos(np.array([[1.0, 0.0], [0.0, 0.0]])), "in row 1"),
         (lambda: Photos(np.array([[np.nan, 1.0]])), "1 broken of 1"),
@@ -247,7 +251,7 @@ def test_lists_of_names_and_orders_give_the_same_figures():
         (lambda: rerank(QueryBank(), np.eye(2), Photos(np.eye(2))), "training captions"),
         (lambda: order_report(np.array([[0, 1]]), np.zeros((1, 2), bool)), "a photo that answers it"),
     ],
-)
+)  # fmt: skip
 def test_what_is_refused(make, said):
     with pytest.raises(JclipError, match=said):
         make()

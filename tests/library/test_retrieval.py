@@ -140,6 +140,7 @@ def test_by_hand_with_equal_captions():
     scores = np.array([[0.9, 0.9, 0.1], [0.9, 0.9, 0.2], [0.3, 0.3, 0.8]], np.float32)
     assert paired_report(of_matrix(scores), 3)["i2t_r1"] == pytest.approx(2 / 3)
     links = Links.of([0, 1, 2], [0, 0, 1])
+    assert (Links.of([0], [0]).image_count, Links.of([], []).text_count) == (1, 0)
     report = grouped_report(of_matrix(scores[:, 1:]), links)
     assert report["text_retrieval_recall@1"] == report["image_retrieval_recall@1"] == 1.0
     assert report["image_retrieval_map"] == report["image_retrieval_r_precision"] == 1.0
