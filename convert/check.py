@@ -27,7 +27,14 @@ from jclip.readers import read_weights
 from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
-from jclip.weights.layouts import from_chinese_clip, from_huggingface, from_open_clip, from_siglip, from_timm
+from jclip.weights.layouts import (
+    from_chinese_clip,
+    from_huggingface,
+    from_long_clip,
+    from_open_clip,
+    from_siglip,
+    from_timm,
+)
 from jclip.weights.mobile_configs import MobileConfig, as_timm
 from jclip.weights.variants import CLIPConfig
 
@@ -43,7 +50,8 @@ def against_reference(source: Source) -> list[str]:
     if isinstance(config.vision, MobileConfig) and config.vision != as_timm(config.vision):
         lines = ["check: as open_clip computes these weights, which Apple's own code does with a pixel around photos"]
         config = replace(config, vision=as_timm(config.vision))
-    ours = _ours(replace(source.checkpoint, config=config))
+        source = replace(source, checkpoint=replace(source.checkpoint, config=config))
+    ours = _ours(source.checkpoint)
     for kind, encode in _reference(source).items():
         batch = pixels if kind == "image" else tokens
         wanted, got = encode(batch), ours[kind](batch)
@@ -98,8 +106,8 @@ def _reference(source: Source) -> Encoders:
     if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
         return _open_clip(source)
     raise SetupError(
-        "--check must have a reference, got a model that no package computes: EVA-CLIP 8B or 18B, Chinese-CLIP without "
-        "config.json, or sizes unknown to open_clip"
+        "--check must have a reference, got a model that no package computes: EVA-CLIP 8B or 18B, FG-CLIP 2, Chinese-CLIP "
+        "without config.json, or sizes unknown to open_clip"
     )
 
 
@@ -230,12 +238,12 @@ def _open_clip(source: Source) -> Encoders:
             folder, (file,) = Path(made), checkpoint.files
             said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
             (folder / from_open_clip.CONFIG).write_text(json.dumps(said))
-            kind = read_weights(file).kind
-            place = folder / f"open_clip_pytorch_model.{'safetensors' if kind == 'safetensors' else 'bin'}"
-            if kind == "jittor":  # a format that only Jittor and jclip read
-                to_torch.write_state_dict(place, checkpoint, "float32")
+            read, name = read_weights(file), "open_clip_pytorch_model"
+            if read.kind == "jittor" or from_long_clip.is_long_clip(read):  # which open_clip does not read
+                to_torch.write_state_dict(folder / f"{name}.bin", checkpoint, "float32")
             else:
-                place.symlink_to(file.absolute())
+                ending = "safetensors" if read.kind == "safetensors" else "bin"
+                (folder / f"{name}.{ending}").symlink_to(file.absolute())
         model = create(f"local-dir:{folder}").eval().float()
     return {"image": _called(model.encode_image), "text": _called(model.encode_text)}
 

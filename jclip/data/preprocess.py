@@ -97,7 +97,7 @@ class Preprocess:
     def source(self, image: Image.Image) -> Image.Image:
         """The photo that is resized: as `as_seen` gives it, converted where the pipeline does so first."""
         image = as_seen(image, self.upright)
-        return image.convert("RGB") if self.rgb_first else image
+        return image.convert("RGB") if self.rgb_first and image.mode != "RGB" else image
 
     def sharpened(self, image: Image.Image) -> Image.Image:
         """`image` at the pipeline's sharpness."""

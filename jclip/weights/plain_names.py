@@ -39,10 +39,12 @@ def plain_tensors(
     with weights in geometric parametrisation as plain ones, and Long-CLIP's two tables of positions as one.
 
     place: the file, for messages. A classifier and averaged weights beside the model are left out and named on stderr,
-    once. Raises `CheckpointError` for a stated name that the file lacks, and where two names become one.
+    once. Raises `CheckpointError` for a stated name that the file lacks, where two names become one, and for quantised
+    weights.
     """
     stated = stated or Stated()
     found = plain_names(tensors, stated)
+    _refuse_quantised(found, place)
     kept = {k: t for k, t in found.items() if k not in SCALARS and t.is_float and not k.endswith("num_batches_tracked")}
     if any(name.startswith(_ROOTS) for name in kept):
         heads = classifier_heads(tensors, stated)
@@ -51,6 +53,16 @@ def plain_tensors(
         beside = {name for head in heads.values() for name in head}
         kept = {k: t for k, t in kept.items() if k not in beside}
     return with_plain_weights(from_long_clip.joined(kept))
+
+
+def _refuse_quantised(tensors: Mapping[str, LazyTensor], place: object) -> None:
+    """Raise `CheckpointError` for a model's matrices of 8-bit integers, whose scales each library keeps in its own way."""
+    short = [k for k, t in tensors.items() if t.dtype in ("int8", "uint8") and len(t.shape) > 1 and k.startswith(_ROOTS)]
+    if short:
+        raise CheckpointError(
+            f"{place} holds {len(short)} weights of 8-bit integers ({short[0]}, …): they must be floats: save the model "
+            "unquantised, in fp32, fp16 or bf16; --dtype int8 computes with 8 bits"
+        )
 
 
 def plain_names(tensors: Mapping[str, LazyTensor], stated: Stated | None = None) -> dict[str, LazyTensor]:

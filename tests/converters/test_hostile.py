@@ -220,3 +220,11 @@ def test_a_disk_that_fills_up_leaves_what_was_there(name, to, tmp_path):
     assert f"{target.name}: File too large" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert not target.suffix or target.read_bytes() == b"before"
+
+
+def test_weights_of_8_bits_are_refused_by_name(tmp_path, capsys):
+    name = "transformer.resblocks.0.mlp.c_fc.weight"
+    state = {k: torch.tensor(t.read()) for k, t in read_weights(toy_file(tmp_path, TOY_VIT)).items()}
+    torch.save(state | {name: (30 * state[name]).to(torch.int8)}, tmp_path / "short.pt")
+    error = refused(tmp_path, capsys, tmp_path / "short.pt", "--family", "openai")
+    assert f"holds 1 weights of 8-bit integers ({name}, …): they must be floats" in error

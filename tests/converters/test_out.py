@@ -10,6 +10,7 @@ import pytest
 
 from convert.cli import main
 from jclip.data.preprocess import Preprocess
+from jclip.errors import SetupError
 from jclip.features.loading import load
 from jclip.model.clip import build
 from jclip.readers import read_weights
@@ -67,7 +68,8 @@ def test_out_and_in_again_changes_no_bit(to, config, tmp_path):
     found = open_checkpoint(back)
     if to != "torch":
         assert found.config == config if to != "openai" else found.config.vision == config.vision
-        assert found.preprocess == open_checkpoint(source).preprocess
+        first = to == "huggingface"  # transformers makes photos RGB before it resizes them
+        assert found.preprocess == replace(open_checkpoint(source).preprocess, rgb_first=first)
 
 
 @pytest.mark.parametrize("config", HOLDS["open_clip"].values(), ids=HOLDS["open_clip"])
@@ -283,6 +285,29 @@ def test_check_needs_the_reference(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "can't import open_clip" in error and "pip install 'jclip[parity]'" in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_torchvision_of_another_build_is_no_hindrance_where_none_is_needed(tmp_path, monkeypatch):
+    import importlib.metadata as metadata
+    import sys
+
+    from convert import check
+
+    sources = {
+        "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
+        "transformers": "import importlib.util as u\nif u.find_spec('torchvision'): import torchvision\nCLIPModel = 'model'",
+        "open_clip": "import torchvision",
+    }
+    for name, source in sources.items():
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.setitem(sys.modules, name, None)  # what is imported now goes when the test ends
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(metadata, "version", {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}.get)
+    assert check._imported("transformers", "CLIPModel") == ["model"] and "torchvision" not in sys.modules
+    wanted = "by open_clip must have a torchvision that fits torch, got torchvision 0.28.0 of another build than torch 2.13"
+    with pytest.raises(SetupError, match=wanted):
+        check._imported("open_clip", "create_model")
 
 
 def test_check_says_what_no_package_has(tmp_path, capsys):

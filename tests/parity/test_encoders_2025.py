@@ -253,7 +253,8 @@ def test_the_authors_layout_has_no_bias_of_zeros(value, kept, tmp_path, capsys):
 
 @SEEDS
 def test_mobileclips_own_file(seed, tmp_path, close):
-    """The names of Apple's code, which open_clip converts to its own."""
+    """The names of Apple's code, which open_clip converts to its own; computed as that code does, which pads photos by
+    `int((4 - 1) / 2)` pixels in the first convolution, and whose norms have torch's epsilon."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import CustomTextCLIP
 
@@ -262,7 +263,7 @@ def test_mobileclips_own_file(seed, tmp_path, close):
     said["text_cfg"]["heads"] = 1
     toy = TOYS_2025["mobile_b"]
     config = replace(
-        toy, vision=replace(toy.vision, proj_bias=False, norm_eps=1e-5, heads=3),
+        toy, vision=replace(toy.vision, proj_bias=False, norm_eps=1e-5, heads=3, stem_padding=1),
         text=replace(toy.text, heads=1),
     )  # fmt: skip
     arrays = random_arrays(parameter_shapes(config), seed)
@@ -272,6 +273,9 @@ def test_mobileclips_own_file(seed, tmp_path, close):
     torch.save(apple, path)
     theirs = CustomTextCLIP(said["embed_dim"], said["vision_cfg"], said["text_cfg"]).eval()
     theirs.load_state_dict(convert_state_dict(theirs, apple), strict=False)
+    theirs.visual.trunk.patch_embed.backbone[0].conv.padding = (1, 1)
+    for norm in (m for m in theirs.visual.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.eps = 1e-5
     found = identify(path, Stated(head_width=8)).checkpoint
     assert (
         found.config == config and found.preprocess.std == (1.0,) * 3 and found.preprocess.interpolation == "bilinear"
@@ -295,7 +299,7 @@ def test_mobileclips_own_file(seed, tmp_path, close):
 def test_only_mobileclip_b_goes_to_apples_code(tmp_path, capsys):
     for value, name, code, message in [
         (0.5, "mobile_b", 2, "must be of weights without a bias of the projection"),
-        (0.0, "mobile_b", 0, "Apple's code adds 1e-05 in the image tower's norms"),
+        (0.0, "mobile_b", 0, "Apple's code adds 1e-05 in the image tower's norms and 1 pixel around photos"),
         (0.0, "pe", 2, "must be of both towers of MobileCLIP B, got others"),
     ]:
         config = TOYS_2025[name]

@@ -60,7 +60,7 @@ _TEXT = {
     "eos_token_id": either(whole(0, 1 << 24), NOTHING),
 }  # fmt: skip
 _PHOTOS = {  # what preprocessor_config.json may say of photos
-    "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
+    "do_center_crop": FLAG, "do_convert_rgb": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
 WORLDWIDE = "metaclip_2"  # MetaCLIP 2: read at the first token that is `eos_token_id`, whichever it is
 READ = ("clip", WORLDWIDE, "chinese_clip", "siglip", "siglip2", "fgclip2")  # whose folders are read, here and beside
@@ -147,7 +147,7 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
     """Return the preprocessing in preprocessor_config.json, with OpenAI's at the model's size for missing keys.
 
-    null counts as missing. Raises `ConfigError`.
+    Photos become RGB before they are resized, as in transformers. null counts as missing. Raises `ConfigError`.
     """
     said = {key: value for key, value in said.items() if value is not None}
     obey(said, _PHOTOS)
@@ -157,4 +157,5 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
         interpolation=RESAMPLE[said.get("resample", 3)],
         mean=tuple(said.get("image_mean", OPENAI_MEAN)),
         std=tuple(said.get("image_std", OPENAI_STD)),
+        rgb_first=said.get("do_convert_rgb", True),
     )

@@ -175,7 +175,7 @@ _TEXT = {
     **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY, "projection_size": either(WIDTH, NOTHING),
 }  # fmt: skip
 _PHOTOS = {  # what preprocessor_config.json may say of photos
-    "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
+    "do_center_crop": FLAG, "do_convert_rgb": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
 KINDS = tuple(f"{family}{tower}" for family in ("siglip", "siglip2") for tower in ("", "_vision_model", "_text_model"))
 
@@ -259,6 +259,7 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig, counts: tuple[i
         interpolation=RESAMPLE[said.get("resample", 3)],
         mean=tuple(said.get("image_mean", mean)),
         std=tuple(said.get("image_std", std)),
+        rgb_first=said.get("do_convert_rgb", True),
     )
 
 
