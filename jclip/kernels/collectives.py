@@ -220,15 +220,17 @@ class _Normalised(Function):
             mean = _summed(x) / count
             centred = x.float32() - _per_channel(mean)
             variance = _summed(centred * centred) / count
-            self.scale = 1 / jt.sqrt(variance + eps)
-            self.count, self.made = count, centred * _per_channel(self.scale)
-            jt.sync([self.made, self.scale])
-        return self.made.cast(x.dtype), mean, variance
+            scale = 1 / jt.sqrt(variance + eps)
+            self.count, made = count, centred * _per_channel(scale)
+            jt.sync([made, scale])
+            self.keep(made, scale)
+        return made.cast(x.dtype), mean, variance
 
     def grad(self, gradient, *_):
+        made, scale = self.kept()
         with jt.no_grad():
-            mean, along = _summed(gradient) / self.count, _summed(gradient * self.made) / self.count
-            own = _per_channel(self.scale) * (gradient - _per_channel(mean) - self.made * _per_channel(along))
+            mean, along = _summed(gradient) / self.count, _summed(gradient * made) / self.count
+            own = _per_channel(scale) * (gradient - _per_channel(mean) - made * _per_channel(along))
         return own, None, None
 
 
