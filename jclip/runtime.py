@@ -248,14 +248,16 @@ def _build(settings: dict[str, str], stamp: Path) -> None:
     """
     import fcntl
 
-    log = cache_dir("jittor") / "build.log"
-    with open(cache_dir("jittor") / "build.lock", "w") as lock:
+    log = cache_dir("jittor") / f"build-{platform.node()}.log"  # hosts that share the cache build each its own
+    with open(log.with_suffix(".lock"), "w") as lock:
         if not _lock_at_once(lock):
             _say("jclip: another process is compiling Jittor's core, waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_built(stamp):
             return
-        _say("jclip: first start here: preparing Jittor for this machine (it compiles for one to two minutes, once)")
+        _say(
+            f"jclip: first start {_where()}: preparing Jittor for this machine (it compiles for one to two minutes, once)"
+        )
         begun = time.monotonic()
         for _ in range(4):  # Jittor may end its process with exit code 0 between two stages of its build
             libraries = _build_in_child(settings, log)
@@ -270,8 +272,19 @@ def _build(settings: dict[str, str], stamp: Path) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    stream = sys.__stderr__ if _first_of_another_host() else sys.stderr
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def _where() -> str:
+    return f"of {ranks.here()}" if _first_of_another_host() else "here"
+
+
+def _first_of_another_host() -> bool:
+    """Whether this is the rank that says what its host is busy with, for which rank 0 waits on another."""
+    here = ranks.here()
+    return here.local_rank == 0 and not here.first
 
 
 def _lock_at_once(lock) -> bool:

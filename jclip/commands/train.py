@@ -70,7 +70,7 @@ def train(argv: list[str]) -> int:
     if args.dry_run:
         ranks.stay_alone()
         if here.first:
-            say(plan_of(module, cfg, folder, args.ranks or 4))
+            say(plan_of(module, cfg, folder, args.ranks or max(here.size, 4)))
         return 0
     if args.ranks:
         raise ConfigError("--ranks is of --dry-run: start several processes with `mpirun -np N jclip train`")

@@ -189,8 +189,9 @@ def feature_maps(images, training: bool) -> maps.Plain | maps.ChannelsLast | map
 
     Of several ranks these are all ranks' statistics, which `Plain` asks for.
     """
-    if not _fused(images) or (training and ranks.here().several):
-        return maps.Plain()
+    together = training and ranks.here().several
+    if together or not _fused(images):
+        return maps.Plain(together)
     return maps.ChannelsLast() if jt.flags.no_grad and not training else maps.Trained(cpu.products_are_half())
 
 

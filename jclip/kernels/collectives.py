@@ -20,6 +20,8 @@ from jclip.kernels.function import Function
 from jclip.machine import ranks
 from jclip.runtime import jt
 
+SHOWN = 40  # characters of a value in which ranks differ
+NOTHING = "none"
 SMALL = 1 << 16  # numbers of an array that is summed together with others
 
 
@@ -165,17 +167,23 @@ def require_equal(facts: Mapping[str, Any]) -> None:
     here = ranks.here()
     if not here.several:
         return
-    mine = {
-        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in facts.items()
-    }
+    mine = {name: _fingerprint(value) for name, value in facts.items()}
     told = given({"host": here.host, "facts": mine})
     for rank, other in enumerate(told):
-        differing = [k for k in (*mine, *other["facts"]) if other["facts"].get(k) != told[0]["facts"].get(k)]
+        first, own = told[0]["facts"], other["facts"]
+        differing = next((name for name in (*mine, *own) if own.get(name) != first.get(name)), None)
         if differing:
             raise RanksDiffer(
-                f"all ranks must have the same {differing[0]}, got another on rank {rank} ({other['host']}) than on rank 0 "
-                f"({told[0]['host']}): start them with the same files and versions on every host, on processors of one kind"
+                f"all ranks must have the same {differing}, got {own.get(differing, NOTHING)} on rank {rank} ({other['host']}) "
+                f"and {first.get(differing, NOTHING)} on rank 0 ({told[0]['host']}): start them with the same files and "
+                "versions on every host, on processors of one kind"
             )
+
+
+def _fingerprint(value: Any) -> str:
+    """What two values are compared by, and shown by: the value itself where it is short, else a hash."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}…"
 
 
 def given(value: Any) -> list[Any]:
@@ -212,15 +220,17 @@ class _Normalised(Function):
             mean = _summed(x) / count
             centred = x.float32() - _per_channel(mean)
             variance = _summed(centred * centred) / count
-            self.scale = 1 / jt.sqrt(variance + eps)
-            self.count, self.made = count, centred * _per_channel(self.scale)
-            jt.sync([self.made, self.scale])
-        return self.made.cast(x.dtype), mean, variance
+            scale = 1 / jt.sqrt(variance + eps)
+            self.count, made = count, centred * _per_channel(scale)
+            jt.sync([made, scale])
+            self.keep(made, scale)
+        return made.cast(x.dtype), mean, variance
 
     def grad(self, gradient, *_):
+        made, scale = self.kept()
         with jt.no_grad():
-            mean, along = _summed(gradient) / self.count, _summed(gradient * self.made) / self.count
-            own = _per_channel(self.scale) * (gradient - _per_channel(mean) - self.made * _per_channel(along))
+            mean, along = _summed(gradient) / self.count, _summed(gradient * made) / self.count
+            own = _per_channel(scale) * (gradient - _per_channel(mean) - made * _per_channel(along))
         return own, None, None
 
 

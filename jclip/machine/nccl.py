@@ -99,7 +99,7 @@ class Nccl:
             self.library.ncclCommInitRank.argtypes = (ctypes.c_void_p, ctypes.c_int, _UniqueId, ctypes.c_int)
             for function in (self.library.ncclCommAbort, self.library.ncclCommDestroy):
                 function.argtypes = (ctypes.c_void_p,)
-            self.library.ncclCommGetAsyncError  # since 2.4
+            self.library.ncclCommGetAsyncError.argtypes = (ctypes.c_void_p, ctypes.c_void_p)  # since 2.4
         except (OSError, AttributeError) as e:
             raise NcclFailed(f"NCCL's library {path} can't be used: {e}") from None
         self.path = path
@@ -173,14 +173,21 @@ class Communicator:
 
     def _watched(self) -> _Watch:
         here, library = ranks.here(), self.nccl.library
-        watch = _Watch(
-            comm=self.handle, async_error=_address(library.ncclCommGetAsyncError),
-            error_text=_address(library.ncclGetErrorString), name=f"jclip: {here}: NCCL {self.nccl.version}".encode(),
-            advice=rank_watch.ADVICE.encode(), marker=rank_watch.marker(ranks.folder()).encode(), delay=rank_watch.delay(here.rank),
-        )  # fmt: skip
+        functions = {"async_error": library.ncclCommGetAsyncError, "error_text": library.ncclGetErrorString}
+        texts = {
+            "name": f"jclip: {here}: NCCL {self.nccl.version}",
+            "advice": rank_watch.ADVICE,
+            "marker": rank_watch.marker(ranks.folder()),
+        }
+        watch = _Watch(comm=self.handle, delay=rank_watch.delay(here.rank))
+        for field, function in functions.items():
+            setattr(watch, field, _address(function))
+        for field, text in texts.items():
+            setattr(watch, field, text.encode())
         with contextlib.suppress(OSError, AttributeError):  # no GPU: a stand-in for NCCL sums at once
             driver = ctypes.CDLL("libcuda.so.1")
-            for field, function in [(field, getattr(driver, name)) for field, name in _OF_DRIVER.items()]:
+            found = {field: getattr(driver, name) for field, name in _OF_DRIVER.items()}
+            for field, function in found.items():
                 setattr(watch, field, _address(function))
         return watch
 

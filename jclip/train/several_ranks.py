@@ -18,6 +18,7 @@ from jclip.train import run as runs
 from jclip.train.run_facts import PACKAGES, compared, version_of
 from jclip.train.run_folder import CONFIG, RESULT
 
+SOURCES = (".py", ".h", ".cuh")  # endings of what computes
 PATIENCE = 5.0  # seconds that a folder on the network has to show another host's files
 
 
@@ -48,7 +49,8 @@ def open_run(folder: Path, values: Mapping[str, Any], **options: Any) -> runs.Ru
     if not here.several:
         return runs.Run(folder, values, **options)
     collectives = kernels.collectives
-    collectives.require_equal({**versions(), **_settings_of(values)})
+    recipes = Path(recipe_finder.load(values["recipe"]).__file__).parent
+    collectives.require_equal({**versions(recipes), **_settings_of(values)})
     if here.first:
         run = runs.Run(folder, values, **options)
         collectives.wait_for_all()
@@ -100,13 +102,22 @@ def require_rows_for_all(count: int, batch: int) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """What computes here, by name."""
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
-        sources.update(path.read_bytes())
+def versions(recipes: Path) -> dict[str, str]:
+    """What computes here, by name: packages, jclip's sources, its operators' among them, and those of `recipes`."""
     packages = {f"version of {name}": version_of(name) for name in PACKAGES}
-    return {**packages, "version of Python": platform.python_version(), "sources of jclip": sources.hexdigest()}
+    sources = {
+        "sources of jclip": _digest_of(Path(__file__).resolve().parents[1]),
+        "sources of recipes": _digest_of(recipes),
+    }
+    return {**packages, "version of Python": platform.python_version(), **sources}
+
+
+def _digest_of(folder: Path) -> str:
+    """A hash of the sources in and below `folder`."""
+    made = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCES):
+        made.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return made.hexdigest()
 
 
 def files_of(folder: Path) -> list[Any]:

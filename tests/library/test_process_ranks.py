@@ -145,6 +145,22 @@ def test_what_no_command_does_is_said_by_one_rank(monkeypatch, capsys):
         assert main(["nonsense"]) == code and capsys.readouterr().err.count("\n") == lines
 
 
+def test_ranks_compare_the_sources_of_operators_and_of_recipes(tmp_path):
+    for name in ("lora.py", "own.yaml"):
+        (tmp_path / name).write_text("x")
+    known = several_ranks.versions(tmp_path)
+    assert several_ranks.versions(tmp_path) == known
+    (tmp_path / "own.yaml").write_text("y")  # no source: settings are compared by themselves
+    assert several_ranks.versions(tmp_path) == known
+    for name in ("lora.py", "sources/attention.h", "more.cuh"):
+        before = several_ranks.versions(tmp_path)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("y")
+        after = several_ranks.versions(tmp_path)
+        assert {key for key in before if after[key] != before[key]} == {"sources of recipes"}
+    assert several_ranks.versions(tmp_path / "absent")["sources of jclip"] == known["sources of jclip"]
+
+
 def test_a_last_batch_leaves_no_rank_without_a_row(monkeypatch):
     monkeypatch.setattr(ranks, "_now", Ranks(0, 3))
     several_ranks.require_rows_for_all(12, 4)

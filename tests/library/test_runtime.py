@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 
 from jclip import runtime
 from jclip.errors import SetupError
-from jclip.machine import toolchain
+from jclip.machine import ranks, toolchain
+from jclip.machine.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 300  # seconds that a busy machine may take; never waited for
@@ -80,7 +82,8 @@ def test_a_jittor_that_came_first_is_warned_of_once():
     done = python(
         """
         import os, warnings
-        from jclip.machine import toolchain
+        from jclip.machine import ranks, toolchain
+from jclip.machine.ranks import Ranks
         settings = dict(HOME=str(toolchain.jittor_home()), nvcc_path="", cache_name="jclip", log_silent="1",
                         FIX_TORCH_ERROR="0", use_mpi="0", gdb_path="", use_mkl="0")
         os.environ.update(settings)
@@ -176,8 +179,9 @@ def test_a_build_that_fails_reports_its_cause_in_one_line(tmp_path):
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert last.startswith("jclip models: Jittor's core did not compile: ") and "build.log" in last
-    assert "no space for miracles" in (tmp_path / "cache" / "jittor" / "build.log").read_text()
+    assert last.startswith("jclip models: Jittor's core did not compile: ")
+    (log,) = (tmp_path / "cache" / "jittor").glob("build-*.log")
+    assert str(log) in last and "no space for miracles" in log.read_text()
 
 
 def test_a_build_that_ends_without_a_word_is_tried_again_and_then_reported(monkeypatch, tmp_path):
@@ -192,6 +196,29 @@ def test_a_build_that_ends_without_a_word_is_tried_again_and_then_reported(monke
     )
     runtime._build({}, tmp_path / "stamp.json")
     assert runtime._is_built(tmp_path / "stamp.json")
+
+
+def test_hosts_that_share_a_cache_compile_at_one_time_and_the_first_rank_of_each_says_so(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
+    at_once = runtime._lock_at_once
+
+    def lock(file) -> bool:
+        assert at_once(file), "one host waits for another"
+        return True
+
+    monkeypatch.setattr(runtime, "_lock_at_once", lock)
+
+    def on_host(name: str, rank: int, meanwhile) -> None:
+        monkeypatch.setattr(runtime.platform, "node", lambda: name)
+        monkeypatch.setattr(ranks, "_now", Ranks(rank, 4, rank % 2, 2, name))
+        monkeypatch.setattr(runtime, "_build_in_child", lambda settings, log: meanwhile() or [__file__])
+        monkeypatch.setattr(sys, "stderr", io.StringIO() if rank else sys.__stderr__)
+        runtime._build({}, tmp_path / f"{name}.json")
+
+    on_host("node1", 0, lambda: on_host("node2", 2, lambda: None))
+    assert [line.split(":")[1] for line in capfd.readouterr().err.splitlines() if "first start" in line] == [
+        " first start here", " first start of rank 2 of 4 on node2",
+    ]  # fmt: skip
 
 
 def test_a_stamp_whose_libraries_are_gone_or_changed_counts_for_nothing(monkeypatch, tmp_path):

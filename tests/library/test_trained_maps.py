@@ -156,6 +156,38 @@ def test_a_trained_unit_is_the_plain_one(training, seed, close):
     assert np.array_equal(found[1][1], start["running_mean"]) != training
 
 
+class Waits(jt.Function):
+    """What asks for the gradient in the middle of the backward pass, as a batch norm does that waits for other ranks."""
+
+    def execute(self, x):
+        return x * 1
+
+    def grad(self, gradient):
+        gradient.sync()
+        return gradient
+
+
+def test_a_convolution_between_norms_that_wait_keeps_no_products(close):
+    """Its products of all inputs and all weights are a hundred times as large as its input."""
+    rng, found = np.random.default_rng(3), []
+    kernel, pixels, g = normal(rng, 40, 24, 3, 3), normal(rng, 3, 24, 16, 13), normal(rng, 3, 40, 8, 7)
+    products = 4 * 3 * 24 * 40 * 9 * 8 * 7
+    for together in (True, False):  # the memory that the latter takes would be there for the other one
+        layer, x = conv(24, 40, 3, stride=2), jt.array(pixels).start_grad()
+        layer.weight.update(jt.array(kernel))
+        y = maps.Plain(together).convolve(Waits()(x), layer, lambda z: z, relu=False)
+        loss = (y * jt.array(g)).sum()
+        loss.sync()
+        jt.gc()
+        before = jt.get_mem_info().total_cpu_used
+        gradients = jt.grad(loss, [x, layer.weight.start_grad()])
+        if together:
+            assert jt.get_mem_info().total_cpu_used - before < products / 2
+        found.append([v.numpy() for v in (y, *gradients)])
+    for a, b in zip(*found, strict=True):
+        close(a, b, "kernel", "a convolution whose gradients are computed at once, relative", relative=True)
+
+
 def test_the_layout_of_maps_follows_what_is_asked_for():
     images, fused = jt.zeros((1, 3, 8, 8)), kernels.chosen() == "cpu"
     trained = maps.Trained if fused else maps.Plain

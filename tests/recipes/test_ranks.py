@@ -139,7 +139,7 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tmp_path, close):
     [
         (3, ["optim.batch=2"], [], "rank 0 of 3 on {host}: optim.batch must be at least 3, the number of ranks, got 2"),
         (2, ["optim.lr=1e30"], [], "rank 0 of 2 on {host}: the loss became NaN or infinite between steps 0 and 2"),
-        (2, [], ["optim.lr=2e-3"], "all ranks must have the same setting optim.lr, got another on rank 1 ({host})"),
+        (2, [], ["optim.lr=2e-3"], "all ranks must have the same setting optim.lr, got 0.002 on rank 1 ({host}) and 0.001"),
     ],
     ids=["batch", "NaN", "config"],
 )  # fmt: skip
@@ -168,7 +168,10 @@ NO_FOLDER = "jclip.train.several_ranks.PATIENCE, jclip.train.several_ranks.files
 @pytest.mark.parametrize(
     ("there", "wanted"),
     [
-        (OTHER_PHOTOS, "all ranks must have the same training photos, got another on rank 1 ({host}) than on rank 0"),
+        (
+            OTHER_PHOTOS,
+            'all ranks must have the same training photos, got "of other bytes" on rank 1 ({host}) and SHA-256',
+        ),
         (NO_FOLDER, "all ranks must see the run's folder {run}, rank 1 ({host}) sees other files there than rank 0"),
     ],
     ids=["photos", "folder"],
