@@ -100,18 +100,18 @@ def minutes(lines: Lines, name: str) -> dict[str, float]:
 
 def aims(lines: Lines, words: dict) -> list[str]:
     """A line for each aim: what was reached, by the mean of the seeds and by each."""
-    told = []
+    shown = []
     for name, part, what, least in AIMS:
         if own := {seed: 100 * v for seed, v in values(lines, name, part, what).items()}:
             mean = statistics.mean(own.values())
             verdict = words["reached" if round(mean, 9) >= least else "missed"]
-            told.append(words["aim"].format(name, words[part], words[what], least, verdict, mean, _each(own)))
+            shown.append(words["aim"].format(name, words[part], words[what], least, verdict, mean, _each(own)))
     name, most = MINUTES
     if own := minutes(lines, name):
         mean = statistics.mean(own.values())
         verdict = words["reached" if mean <= most else "missed"]
-        told.append(words["minutes"].format(name, most, verdict, mean, _each(own)))
-    return told
+        shown.append(words["minutes"].format(name, most, verdict, mean, _each(own)))
+    return shown
 
 
 def _each(values: dict[str, float]) -> str:

@@ -92,12 +92,12 @@ def values(lines: Lines, name: str, photos: str) -> dict[str, float]:
 
 def aims(lines: Lines, words: dict[str, str]) -> str:
     """A line for each aim: what was reached, by the mean of the seeds and by each."""
-    told = []
+    shown = []
     for name, photos, least in AIMS:
         if own := values(lines, name, photos):
             reached = 100 * statistics.mean(own.values())
             each = ", ".join(f"{100 * v:.1f}" for v in own.values())
             verdict = words["reached" if round(reached, 9) >= least else "missed"]
-            told.append(words["aim"].format(name, photos, least, verdict, reached, each))
+            shown.append(words["aim"].format(name, photos, least, verdict, reached, each))
     seeds = len({line["seed"] for line in lines if line["seed"]})
-    return words["seeds"].format(seeds, len(SEEDS)) + "\n\n" + "\n".join(told)
+    return words["seeds"].format(seeds, len(SEEDS)) + "\n\n" + "\n".join(shown)

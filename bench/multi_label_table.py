@@ -97,8 +97,8 @@ def measured(folder: Path, seeds: Sequence[int], quick: bool = False) -> Lines:
 class Choice:
     """How parts of scores become one, and what to call it."""
 
-    def __init__(self, told: str, combine):
-        self.told, self.combine = told, combine
+    def __init__(self, title: str, combine):
+        self.title, self.combine = title, combine
 
 
 class Row:
@@ -107,13 +107,13 @@ class Row:
     def __init__(
         self, name: str, parts: Mapping[Key, Mapping[str, np.ndarray]], targets: Mapping[Key, np.ndarray], choose
     ):
-        self.name, self._targets, self.scores, self._told = name, targets, {}, {}
+        self.name, self._targets, self.scores, self._chosen = name, targets, {}, {}
         choices = {on: choose(parts[on, "val"], targets[on, "val"]) for on in {*rows.CHOSEN_ON.values()}}
         for on, choice in choices.items():
             self.scores[on, "val", on] = choice.combine(parts[on, "val"])
         for name, on in rows.CHOSEN_ON.items():
             self.scores[name, "test", on] = choices[on].combine(parts[name, "test"])
-            self._told[name] = choices[on].told
+            self._chosen[name] = choices[on].title
 
     def parts(self) -> dict[Key, np.ndarray]:
         """Combined scores by set and part."""
@@ -125,7 +125,7 @@ class Row:
         return [
             line(
                 self.name, seed, name, precision(found[name, "test"], self._targets[name, "test"]),
-                precision(found[on, "val"], self._targets[on, "val"]), self._told[name],
+                precision(found[on, "val"], self._targets[on, "val"]), self._chosen[name],
             )
             for name, on in rows.CHOSEN_ON.items()
         ]  # fmt: skip
@@ -146,11 +146,11 @@ def without_training(name: str, scores: Mapping[Key, Mapping[str, np.ndarray]], 
     """Lines of a training-free row, and of its scores normalised by photo and by class."""
     lines = []
     for key, parts in scores.items():
-        for told, shown in (
+        for note, shown in (
             ("", parts["merged"]),
             (", normalised", score_ensemble.by_image_and_class(parts["merged"])),
         ):
-            lines.append(line(f"{name}{told}", "", key[0], precision(shown, targets[key])))
+            lines.append(line(f"{name}{note}", "", key[0], precision(shown, targets[key])))
     return lines
 
 
@@ -162,9 +162,9 @@ def choose_merge(parts: Mapping[str, np.ndarray], targets: np.ndarray) -> Choice
 
 def branches(parts: Mapping[Key, Mapping[str, np.ndarray]], targets) -> Iterator[Row]:
     """Global and local scores of the plain run alone, and both merged half and half."""
-    for told, r in (("global", 1.0), ("local", 0.0), ("r=0.5", 0.5)):
+    for title, r in (("global", 1.0), ("local", 0.0), ("r=0.5", 0.5)):
         fixed = Choice("", lambda of, r=r: merged_scores(of["global"], of["local"], r))
-        yield Row(f"plain, {told}", parts, targets, lambda of, y, fixed=fixed: fixed)
+        yield Row(f"plain, {title}", parts, targets, lambda of, y, fixed=fixed: fixed)
 
 
 def together(
@@ -179,9 +179,9 @@ def together(
     made += best.values()
     members = {n: whole[n].parts() for n in rows.TOGETHER}
     in_windows = {n: best[n].parts() if n in best else members[n] for n in rows.TOGETHER}
-    for told, of in (("ensemble", members), ("windows and ensemble", in_windows)):
+    for title, of in (("ensemble", members), ("windows and ensemble", in_windows)):
         parts = {key: {n: scores[key] for n, scores in of.items()} for key in targets}
-        made.append(Row(told, parts, targets, choose_ensemble))
+        made.append(Row(title, parts, targets, choose_ensemble))
     return made
 
 

@@ -70,7 +70,9 @@ def main() -> int:
     speeds, operators = measure(args)
     print("\n\n".join(([speed_table(speeds)] if speeds else []) + ([operator_table(operators)] if operators else [])))
     if args.out:
-        write(args.out, args.threads, {"recipes": speeds, "operators": operators})
+        from speed import add
+
+        add(args.out, args.threads, {"recipes": speeds, "operators": operators})
     return 0
 
 
@@ -266,17 +268,6 @@ def operator_table(operators: dict[str, dict]) -> str:
         numbers = [str(r[which][what]) for which in ("first", "second") for what in ("operators", "seconds")]
         rows.append([name, *numbers, f"≤ {OPERATORS}, then 0: {'met' if met else 'MISSED'}"])
     return table(["recipe", "operators compiled", "seconds", "by a second process", "seconds", "target"], rows)
-
-
-def write(path: Path, threads: int, measured: dict[str, dict]) -> None:
-    """Puts what was measured into the file; tasks, recipes and all else that is in it stay."""
-    from speed import read, save
-
-    results = read(path, threads)
-    commit = results["machine"]["commit"]
-    for part, done in measured.items():
-        results[part] = {**results.get(part, {}), **{name: {**r, "commit": commit} for name, r in done.items()}}
-    save(path, results)
 
 
 def profile(task: str) -> None:

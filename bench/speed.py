@@ -113,6 +113,15 @@ def read(path: Path, threads: int) -> dict:
     return results
 
 
+def add(path: Path, threads: int, measured: dict[str, dict]) -> None:
+    """Puts what was measured, part → name → figures, into the file; all else in it stays."""
+    results = read(path, threads)
+    commit = results["machine"]["commit"]
+    for part, done in measured.items():
+        results[part] = {**results.get(part, {}), **{name: {**r, "commit": commit} for name, r in done.items()}}
+    save(path, results)
+
+
 def save(path: Path, results: dict) -> None:
     """Writes the results file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,9 @@ def main() -> int:
         results[task] = child("jclip", task, args) if args.large else compare(task, args)
         print(large_line(task, results[task]) if args.large else line(task, results[task]), flush=True)
     if args.out:
-        write(args.out, args.threads, {"large" if args.large else "towers": results})
+        from speed import add
+
+        add(args.out, args.threads, {"large" if args.large else "towers": results})
     return 0
 
 
@@ -266,17 +268,6 @@ def large_line(task: str, result: dict) -> str:
     held = result["peak_mib"] / 1024
     ending = f"{'met' if held <= LARGE[task] else 'MISSED'}), {result['first_seconds']} s for the first step"
     return f"{task}: {held:.2f} GiB (≤ {LARGE[task]}: {ending}"
-
-
-def write(path: Path, threads: int, measured: dict[str, dict]) -> None:
-    """Puts what was measured into the file; all else in it stays."""
-    from speed import read, save
-
-    results = read(path, threads)
-    commit = results["machine"]["commit"]
-    for part, done in measured.items():
-        results[part] = {**results.get(part, {}), **{k: {**r, "commit": commit} for k, r in done.items()}}
-    save(path, results)
 
 
 if __name__ == "__main__":

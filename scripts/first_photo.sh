@@ -3,6 +3,7 @@
 # names with a file of weights that is there. Packages are downloaded before the clock starts. Nothing is written here.
 #     sh scripts/first_photo.sh WEIGHTS PHOTOS "cat,dog" [OPTIONS of jclip zero-shot]
 set -eu
+case "${1:-}" in -h | --help) sed -n '2,4s/^# *//p' "$0" && exit ;; esac
 [ $# -ge 3 ] || { echo 'usage: sh scripts/first_photo.sh WEIGHTS PHOTOS "cat,dog"'; exit 2; }
 weights=$(realpath "$1") photos=$(realpath "$2") classes=$3
 shift 3

@@ -3,6 +3,7 @@
 # to pytest instead. A Python that is not installed is skipped with a line that says so. Each first run compiles Jittor
 # anew, for minutes; nothing is written to the project.
 set -eu
+case "${1:-}" in -h | --help) sed -n '2,4s/^# //p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 say() { printf 'pythons: %s\n' "$*"; }
 

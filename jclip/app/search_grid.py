@@ -13,7 +13,7 @@ from jclip.features import gallery as galleries
 NAME, CAPTION = 60, 160  # characters below a picture
 
 EVENTS = """
-const told = (name, part, more = {}) => {
+const send = (name, part, more = {}) => {
   const tile = part.closest('[data-row]');
   trigger(name, {row: Number(tile.dataset.row), mark: tile.dataset.mark, ...more});
 };
@@ -23,9 +23,9 @@ const count = () => {
   document.querySelectorAll('.ticked-count').forEach(e => { e.textContent = all.length ? `${ticked} / ${all.length}` : ''; });
 };
 element.addEventListener('click', event => {
-  if (event.target.closest('button.similar')) { told('similar', event.target); }
-  else if (event.target.closest('button.hidden')) { told('similar', event.target, {copies: true}); }
-  else if (event.target.closest('button.open')) { told('open', event.target); }
+  if (event.target.closest('button.similar')) { send('similar', event.target); }
+  else if (event.target.closest('button.hidden')) { send('similar', event.target, {copies: true}); }
+  else if (event.target.closest('button.open')) { send('open', event.target); }
 });
 element.addEventListener('change', event => {
   if (event.target.matches('input.tick')) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import ConfigError, say
-from jclip.report.predictor import task_of_result
+from jclip.report.tasks import task_of_config
 from jclip.train import run as runs
 
 
@@ -16,7 +16,7 @@ def compare(argv: list[str]) -> int:
     args = p.parse_args(argv)
 
     results = {folder: runs.read_result(folder) for folder in args.runs}
-    tasks = {folder: task_of_result(result) for folder, result in results.items()}
+    tasks = {folder: task_of_config(result["config"]) for folder, result in results.items()}
     first, *_ = tasks.values()
     if other := [folder for folder, task in tasks.items() if task != first]:
         raise ConfigError(

@@ -11,10 +11,10 @@ from typing import Any
 
 from jclip.data.box_rows import FoundRow, corners_of
 from jclip.data.box_tables import objects_by_line
-from jclip.errors import DataError, printable, quoted
+from jclip.errors import DataError, quoted
 from jclip.paths import is_file
 from jclip.readers.plain_values import read_plain_values
-from jclip.readers.text import read_json
+from jclip.readers.text import described, read_json
 
 PICKLED = (".p", ".pkl", ".pickle")
 BESIDE = "instances.json"
@@ -33,7 +33,7 @@ def read_odvg(path: str | os.PathLike, box_format: str = "", source: str = "") -
             isinstance(r, dict) and {"bbox", "phrase"} <= {*r} for r in regions
         ):
             raise DataError(
-                f"{path}, line {line}: must have grounding with regions of bbox and phrase, got {_has(value)}"
+                f"{path}, line {line}: must have grounding with regions of bbox and phrase, got {described(value)}"
             )
         for region in regions:
             phrase = region["phrase"]
@@ -121,7 +121,7 @@ def read_refs(
     values = read_plain_values(path, bare=True) if Path(path).suffix in PICKLED else read_json(path)
     refs = values.get("refs") if isinstance(values, dict) else values
     if not isinstance(refs, list) or not refs:
-        raise DataError(f"{path} must be a list of refs with sentences, got {_has(values)}")
+        raise DataError(f"{path} must be a list of refs with sentences, got {described(values)}")
     place = instances or (path if isinstance(values, dict) and "annotations" in values else Path(path).parent / BESIDE)
     if not is_file(place):
         raise DataError(
@@ -159,7 +159,7 @@ def read_refs(
 def _looked_up(where: str, ref: Any, images: dict, notes: dict, place) -> tuple[dict, dict, list[dict]]:
     """Return a ref's annotation, image and sentences."""
     if not isinstance(ref, dict) or not {"ann_id", "image_id", "sentences"} <= {*ref}:
-        raise DataError(f"{where}: must have ann_id, image_id and sentences, got {_has(ref)}")
+        raise DataError(f"{where}: must have ann_id, image_id and sentences, got {described(ref)}")
     found = []
     for key, known in (("ann_id", notes), ("image_id", images)):
         if not _is_key(ref[key]) or ref[key] not in known:
@@ -175,11 +175,15 @@ def read_refcocos(path: str | os.PathLike, box_format: str = "", source: str = "
     """Return the rows of RefCOCOs' JSON: `normal_caption`, and `solution` as corners, null where no such thing is there."""
     values = read_json(path)
     if not isinstance(values, list) or not values:
-        raise DataError(f"{path} must be a list of objects with image, normal_caption and solution, got {_has(values)}")
+        raise DataError(
+            f"{path} must be a list of objects with image, normal_caption and solution, got {described(values)}"
+        )
     rows = []
     for number, value in enumerate(values):
         if not isinstance(value, dict) or not {"image", "normal_caption", "solution"} <= {*value}:
-            raise DataError(f"{path}, entry {number}: must have image, normal_caption and solution, got {_has(value)}")
+            raise DataError(
+                f"{path}, entry {number}: must have image, normal_caption and solution, got {described(value)}"
+            )
         known = {key: value.get(key) for key in ("categories", "annotation_id", "image_index")}
         rows.append(
             FoundRow(
@@ -230,7 +234,7 @@ def _by_id(path, values: Any, key: str) -> dict[Any, dict[str, Any]]:
 def _list(path, values: Any, key: str) -> list:
     found = values.get(key) if isinstance(values, dict) else None
     if not isinstance(found, list) or not found:
-        raise DataError(f"{path} must have a list of {key}, got {_has(values)}")
+        raise DataError(f"{path} must have a list of {key}, got {described(values)}")
     return found
 
 
@@ -248,10 +252,3 @@ def _is_texts(value: object) -> bool:
 
 def _some(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _has(value: object) -> str:
-    """What stands there, shortly."""
-    if isinstance(value, dict):
-        return f"an object with {printable(', '.join(map(str, value)) or 'nothing', 100)}"
-    return quoted(value, 60)

@@ -9,7 +9,7 @@ from jclip.config import CaptionConfig
 from jclip.data.caption_rows import Broken, Row
 from jclip.data.chinese_clip import is_text, read_chinese_clip
 from jclip.errors import DataError, printable
-from jclip.readers.text import parse_json, read_json, read_lines
+from jclip.readers.text import described, parse_json, read_json, read_lines
 
 Part = Literal["train", "val"]
 
@@ -26,7 +26,7 @@ def read_caption_json(path: Path, config: CaptionConfig, broken: Broken, part: P
             return _read_karpathy(path, images, config, broken, part)
     raise DataError(
         f"{path} must be COCO's captions (images, annotations), Karpathy's (images with sentences), or a list of objects "
-        f"with an image and its captions, got {_seen(values)}"
+        f"with an image and its captions, got {described(values)}"
     )
 
 
@@ -38,7 +38,7 @@ def _read_list(path: Path, entries: list, config: CaptionConfig, broken: Broken)
         said = entry.get("captions", entry.get(config.caption_key, entry.get("caption"))) if image is not None else None
         said = [said] if isinstance(said, str) else said
         if not isinstance(said, list) or not said:
-            broken(DataError(f"{path}, {place}: must have an image and its captions, got {_seen(entry)}"))
+            broken(DataError(f"{path}, {place}: must have an image and its captions, got {described(entry)}"))
             continue
         rows += [Row(place, image, caption) for caption in said]
     return rows
@@ -52,12 +52,12 @@ def _read_coco(path: Path, images: list, annotations: list, broken: Broken) -> l
                 broken(DataError(f"{path}, image {number}: its id {printable(str(image['id']), 40)} must be unique"))
             names.setdefault(image["id"], image["file_name"])
         else:
-            broken(DataError(f"{path}, image {number}: must have id and file_name, got {_seen(image)}"))
+            broken(DataError(f"{path}, image {number}: must have id and file_name, got {described(image)}"))
     rows = []
     for number, note in enumerate(annotations, start=1):
         place = f"annotation {number}"
         if not isinstance(note, dict) or not {"image_id", "caption"} <= note.keys():
-            broken(DataError(f"{path}, {place}: must have image_id and caption, got {_seen(note)}"))
+            broken(DataError(f"{path}, {place}: must have image_id and caption, got {described(note)}"))
         elif not isinstance(note["image_id"], int | str) or note["image_id"] not in names:
             broken(DataError(f"{path}, {place}: there is no image of the id {printable(str(note['image_id']), 40)}"))
         else:
@@ -70,7 +70,7 @@ def _read_karpathy(path: Path, images: list, config: CaptionConfig, broken: Brok
     for number, image in enumerate(images, start=1):
         place = f"image {number}"
         if not isinstance(image, dict) or not isinstance(image.get("sentences"), list) or "filename" not in image:
-            broken(DataError(f"{path}, {place}: must have filename and sentences, got {_seen(image)}"))
+            broken(DataError(f"{path}, {place}: must have filename and sentences, got {described(image)}"))
             continue
         seen.add(str(image.get("split")))
         if image.get("split") not in wanted:
@@ -102,13 +102,5 @@ def read_caption_json_lines(path: Path, config: CaptionConfig, broken: Broken) -
         if isinstance(row, dict) and row.keys() >= {config.image_key, config.caption_key}:
             rows.append(Row(place, row[config.image_key], row[config.caption_key]))
         else:
-            has = f"an object with {', '.join(row) or 'nothing':.100}" if isinstance(row, dict) else f"{line:.60}"
-            broken(DataError(f"{path}, {place}: {must}, got {has}"))
+            broken(DataError(f"{path}, {place}: {must}, got {described(row)}"))
     return rows
-
-
-def _seen(value: object) -> str:
-    """What stands there, shortly."""
-    if isinstance(value, dict):
-        return f"an object with {', '.join(map(str, value)) or 'nothing':.100}"
-    return printable(repr(value), 60)

@@ -1,4 +1,4 @@
-"""A linear head that is learned from a few answers and held to a text: logistic regression whose prior mean is the text.
+"""A linear head learned from a few answers and regularised towards a text: logistic regression whose prior mean is the text.
 
 With x a photo's feature, t the text's direction and m, d the middle and the deviation of the gallery's cosines to it,
 

@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = face(
         "learned_prompts": ("Frame", "Layout", "Position", "Prompts", "write_nearest"),
         "low_rank": ("Adapters",),
         "parameter_groups": ("Lock", "LowRank", "Prompting", "trained_patterns"),
-        "prompt_sets": ("PromptSets", "features_of", "frame_of"),
+        "prompt_sets": ("PromptSets", "texts_with"),
         "tower_levels": ("block_levels", "fusion_shape", "image_parts", "spread"),
         "trainable": ("check_in_memory", "no_weight_decay"),
     },

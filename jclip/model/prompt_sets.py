@@ -69,6 +69,19 @@ def features_of(frame: Frame, vectors: Mapping[str, jt.Var]) -> dict[str, jt.Var
     return {name: text[i * each : (i + 1) * each] for i, name in enumerate(vectors)}
 
 
+def texts_with(
+    model: CLIP, classnames: Sequence[str], vectors: Mapping[str, np.ndarray], position: Position
+) -> dict[str, np.ndarray]:
+    """`text_<set>` (C, E) of length one: the names' prompts with each set's learned vectors (M, D), without gradients.
+
+    Raises `DataError` for names that don't fit.
+    """
+    frame = frame_of(model, classnames, vectors, position)
+    with jt.no_grad():
+        made = features_of(frame, {name: jt.array(v) for name, v in vectors.items()})
+    return {f"text_{name}": text.numpy() for name, text in made.items()}
+
+
 def _starts(model: CLIP, sets: int, length: int, words: str, seed: int) -> list[np.ndarray]:
     if words:
         return [first_vectors(model, length, words, seed)] * sets

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, BinaryIO
 
-from jclip.errors import DataError, JclipError, notice, printable
+from jclip.errors import DataError, JclipError, notice, printable, quoted
 from jclip.paths import open_regular
 
 MOST_BYTES = 1 << 31  # of lists of photos, captions, COCO's annotations
@@ -79,6 +79,13 @@ def parse_json(text: str, place: str | os.PathLike, error: Error = DataError) ->
     except ValueError as e:
         raise error(f"{place} is not valid JSON: {printable(str(e), 200)}") from None
     return value
+
+
+def described(value: Any) -> str:
+    """Return what stands in the place of an object, for a message: its keys, or the value itself, shortly."""
+    if isinstance(value, dict):
+        return f"an object with {printable(', '.join(map(str, value)) or 'nothing', 100)}"
+    return quoted(value, 60)
 
 
 def read_records(

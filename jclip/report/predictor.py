@@ -11,8 +11,7 @@ from typing import Any
 from jclip.choices import SELECTED_ON_TEST
 from jclip.report.classifier import Classifier
 from jclip.report.finished_run import FinishedRun, read_finished, run_folder, unlabelled
-from jclip.report.tasks import DEFAULT, TASKS, Task, task_of
-from jclip.train import recipe_finder
+from jclip.report.tasks import task_of, task_of_config
 
 __all__ = ["Classifier", "Predictor", "measure", "unlabelled", "write_handed_over"]
 
@@ -29,13 +28,7 @@ class Predictor:
         """
         folder, overrides = run_folder(place, overrides)
         result = read_finished(folder)
-        return task_of_result(result).load_predictor().read(folder, result, overrides, model)
-
-
-def task_of_result(result: dict[str, Any]) -> Task:
-    """The task of the recipe that a finished run's result names; `classify` where that is none of those there are."""
-    recipe = result["config"].get("recipe")
-    return task_of(recipe_finder.load(recipe)) if recipe in recipe_finder.names() else TASKS[DEFAULT]
+        return task_of_config(result["config"]).load_predictor().read(folder, result, overrides, model)
 
 
 def measure(done: FinishedRun, out: Path) -> dict[str, float]:

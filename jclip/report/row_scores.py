@@ -22,7 +22,7 @@ from jclip.readers.text import read_json
 from jclip.report import curriculum_files, row_sets
 from jclip.report.finished_run import FinishedRun
 from jclip.report.row_sets import RowSet
-from jclip.train.curriculum_state import hash_of
+from jclip.train.curriculum_state import hash_of, stored_scores
 from jclip.train.run_folder import LEARNED
 
 ABOUT = "reliability.json"
@@ -101,10 +101,10 @@ class Reliabilities:
         return self._parts / f"{part}.npy"
 
     def _stored_whole(self) -> np.ndarray | None:
-        return _stored(self._all, (len(self._measurers), len(self._rows)))
+        return stored_scores(self._all, (len(self._measurers), len(self._rows)))
 
     def _stored_part(self, part: int) -> np.ndarray | None:
-        return _stored(self._place(part), (len(self._measurers), len(self._numbers(part))))
+        return stored_scores(self._place(part), (len(self._measurers), len(self._numbers(part))))
 
 
 def write_reliabilities(
@@ -135,17 +135,6 @@ def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list
 def _keep(place: Path, values: np.ndarray) -> None:
     with replacing(place) as temporary, open(temporary, "wb") as file:
         np.save(file, values, allow_pickle=False)
-
-
-def _stored(place: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """None where there are none, or a damaged file."""
-    if not is_file(place):
-        return None
-    try:
-        values = np.load(place, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return values if values.shape == shape and values.dtype == np.float64 else None
 
 
 def _figures(rows: RowSet, done: FinishedRun, values: np.ndarray) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from jclip.choices import SELECTED_ON_TEST
 from jclip.errors import CheckpointError, ConfigError
 from jclip.paths import open_regular
 from jclip.report.finished_run import run_folder
-from jclip.report.tasks import DEFAULT, task_of
-from jclip.train import curriculum_state, metric_lines, recipe_finder
+from jclip.report.tasks import task_of_config
+from jclip.train import curriculum_state, metric_lines
 from jclip.train import run as runs
 from jclip.train import run_folder as folders
 
@@ -95,7 +95,7 @@ def read_record(place: str | os.PathLike) -> RunRecord:
             raise ConfigError(f"{folder} holds no run")
     if _deeper(config, DEEPEST):
         raise CheckpointError(f"{folder} must have a config of at most {DEEPEST} levels, got more: it is damaged")
-    task = _task_of(config)
+    task = task_of_config(config).name
     answers = curriculum_state.answering_folder(folder) if finished else folder
     answering = config if answers == folder else folders.read_config_text(answers) or {}
     lines, damaged = metric_lines.read_lines(answers / folders.METRICS)
@@ -112,7 +112,7 @@ def read_record(place: str | os.PathLike) -> RunRecord:
         lines,
         damaged,
         tables,
-        _task_of(answering),
+        task_of_config(answering).name,
         answering,
     )
 
@@ -132,11 +132,6 @@ def setting(record: RunRecord, group: str, name: str) -> Any:
     """A setting of a group of the config; None where the run has none."""
     found = record.config.get(group)
     return found.get(name) if isinstance(found, Mapping) else None
-
-
-def _task_of(config: Mapping[str, Any]) -> str:
-    recipe = str(config.get("recipe"))
-    return task_of(recipe_finder.load(recipe)).name if recipe in recipe_finder.names() else DEFAULT
 
 
 def _read_figures(path: Path) -> dict[str, Any]:

@@ -21,9 +21,11 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from jclip.errors import UnknownName
 from jclip.report.finished_run import FinishedRun
+from jclip.train import recipe_finder
 
 DEFAULT = "classify"
 
@@ -121,3 +123,9 @@ def task_of(recipe: ModuleType) -> Task:
     if name not in TASKS:
         raise UnknownName("task", name, sorted(TASKS))
     return TASKS[name]
+
+
+def task_of_config(config: Mapping[str, Any]) -> Task:
+    """The task of the recipe that a run's settings name; `classify` where that is none of those there are."""
+    recipe = config.get("recipe")
+    return task_of(recipe_finder.load(recipe)) if recipe in recipe_finder.names() else TASKS[DEFAULT]

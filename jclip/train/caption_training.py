@@ -29,7 +29,7 @@ from jclip.functional.multi_label_losses import asymmetric_loss, ranking_loss, t
 from jclip.functional.multi_label_scores import Winner, cosines, local_scores
 from jclip.functional.similarity import zero_shot_scores
 from jclip.model.learned_prompts import Position
-from jclip.model.prompt_sets import PromptSets, check_shapes, features_of, frame_of
+from jclip.model.prompt_sets import PromptSets, check_shapes, texts_with
 from jclip.prompts.spelling import name_key
 from jclip.readers import safetensors
 from jclip.runtime import jt
@@ -278,10 +278,7 @@ def with_names(
 ) -> dict[str, np.ndarray]:
     """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
     vectors = by_set(learned, "context")
-    frame = frame_of(source.model, spoken_names(classnames), vectors, position)
-    with jt.no_grad():
-        made = features_of(frame, {name: jt.array(v) for name, v in vectors.items()})
-    return {**learned, **{f"text_{name}": t.numpy() for name, t in made.items()}}
+    return {**learned, **texts_with(source.model, spoken_names(classnames), vectors, position)}
 
 
 def start_from(prompts: PromptSets, place: str) -> None:

@@ -114,13 +114,7 @@ class CurriculumState:
     def _stored(self, key: str, count: int) -> np.ndarray | None:
         """None where there are none, or a damaged file: they are computed again."""
         place = self._place(key)
-        if place is None or not is_file(place):
-            return None
-        try:
-            values = np.load(place, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        return values if values.shape == (count,) and values.dtype == np.float64 else None
+        return None if place is None else stored_scores(place, (count,))
 
     def _store(self, key: str) -> None:
         if (place := self._place(key)) is not None:
@@ -151,3 +145,14 @@ def _is_training(value: Any) -> bool:
 def hash_of(parts: Mapping[str, Any] | Sequence[Any]) -> str:
     """Return sixteen hex digits of plain values."""
     return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+def stored_scores(place: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The float64 array of that shape in an .npy; None where there is none, or a damaged file."""
+    if not is_file(place):
+        return None
+    try:
+        values = np.load(place, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return values if values.shape == shape and values.dtype == np.float64 else None

@@ -29,7 +29,7 @@ from jclip.functional.similarity import normalise
 from jclip.kernels import collectives
 from jclip.machine import ranks
 from jclip.model.learned_prompts import Position
-from jclip.model.prompt_sets import PromptSets, features_of, frame_of
+from jclip.model.prompt_sets import PromptSets, texts_with
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
 from jclip.train.multi_label_photos import mean_precision
@@ -255,7 +255,4 @@ def with_names(
 ) -> dict[str, np.ndarray]:
     """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
     vectors = text_of(learned, "context")
-    frame = frame_of(source.model, classnames, vectors, position)
-    with jt.no_grad():
-        made = features_of(frame, {name: jt.array(v) for name, v in vectors.items()})
-    return {**learned, **{f"text_{name}": t.numpy() for name, t in made.items()}}
+    return {**learned, **texts_with(source.model, classnames, vectors, position)}
