@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from jclip.errors import ConfigError, DataError, JclipError, notice, printable
 
 ANSWER = "15s"  # that a scheduler has to answer
+_LOOK = 5.0  # seconds
 RETRIES = 2  # of a part whose worker raised what is no error of the user's
 
 
@@ -37,7 +39,8 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
         _check_workers(client, address, folder.absolute())
         futures = client.map(_called, [work] * len(tasks), tasks, pure=False, retries=RETRIES)
         size_of, done = dict(zip((f.key for f in futures), sizes, strict=True)), {}
-        with tqdm(total=sum(sizes) or None, unit="photo", disable=None, leave=False) as bar:
+        bar = tqdm(total=sum(sizes) or None, unit="photo", disable=None, leave=False)
+        with bar, _noticing_that_none_is_left(client, address):
             for future in _completed(distributed, client, futures, address):
                 done[future.key] = future.result()
                 future.release()  # else the work is done again where its worker is lost, though all is known
@@ -45,7 +48,7 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
         return [done[future.key] for future in futures]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _client(distributed: Any, address: str) -> Iterator[Any]:
     """Asked for by name, so that nothing is started here. What goes wrong is raised, and not logged by Dask beside that."""
     for name in ("distributed", "distributed.client"):
@@ -66,6 +69,27 @@ def _client(distributed: Any, address: str) -> Iterator[Any]:
         yield client
     finally:
         client.close(timeout=5)
+
+
+@contextlib.contextmanager
+def _noticing_that_none_is_left(client: Any, address: str) -> Iterator[None]:
+    """Dask waits for workers without a word; here one is said when none is left at two looks."""
+    ended = threading.Event()
+
+    def look() -> None:
+        none = 0
+        while none < 2 and not ended.wait(_LOOK):
+            with contextlib.suppress(Exception):  # a scheduler that is gone is seen elsewhere
+                none = 0 if client.scheduler_info(n_workers=-1)["workers"] else none + 1
+        if none == 2:
+            notice(f"--scheduler {address} has no workers any more: waiting for others (`dask worker {address}`)")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _completed(distributed: Any, client: Any, futures: Sequence[Any], address: str) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from jclip.commands import shared_parts
 from jclip.commands.arguments import Parser, add_dtype, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store, shares
 from jclip.errors import ConfigError, counted, notice, say
-from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts
+from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts, gallery_lock
 from jclip.features import source as sources
 
 SHOWN = 5  # photos that are left out
@@ -115,6 +116,11 @@ class _Embedding:
         self.sizes = [self.inputs.size(number) for number in range(self.inputs.parts)]
         self._watched: gallery_embedding.Watched | None = None
 
+    @property
+    def key(self) -> str:
+        """What the parts are made of."""
+        return gallery_embedding.parts_of(self.inputs, self._source, self.folder, self._args.store or "").name
+
     def done(self) -> int:
         """Photos of what is finished and begun."""
         return self._watch.done()
@@ -154,7 +160,8 @@ def _encoded(args: argparse.Namespace, argv: list[str]) -> gallery_embedding.Out
         return job.embed(args.shard)  # which writes the gallery if it is the last one
     if not (args.worker or args.processes > 1 or args.scheduler):
         return job.embed()
-    helped = shared_parts.helped("embed", __name__, argv, args, job)
+    with contextlib.nullcontext() if args.worker or not job.missing() else gallery_lock.sharing(job.folder):
+        helped = shared_parts.helped("embed", __name__, argv, args, job)
     if not helped.ends:
         return gallery_embedding.Outcome(0, helped.encoded, 0, 0, 0, [], missing=([], 0))
     outcome = job.embed()
@@ -174,6 +181,9 @@ def _embed(args: argparse.Namespace, folder: Path, argv: list[str]) -> gallery_s
     store = gallery_store.open_store(folder)
     if outcome.added or outcome.dropped:
         gallery_index.warn_old_index(store)
+    if outcome.encoded and (builds := len(store.manifest.builds)) > 1:
+        notice(f"{folder}: its features were made by {builds} builds (versions of jclip or its packages), and may differ in "
+               "the last digit: embed the photos into a new folder for those of one")  # fmt: skip
     for path, reason in outcome.skipped[:SHOWN]:
         notice(f"left out: {path}: {reason}")
     if (more := len(outcome.skipped) - SHOWN) > 0:

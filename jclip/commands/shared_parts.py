@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from jclip.commands import cluster, side_processes
 from jclip.commands.arguments import nonempty, whole
 from jclip.data.shares import WHOLE, Share, share
 from jclip.errors import ConfigError, counted, say
+from jclip.features import cached
 from jclip.machine import process_times
 
 OPTIONS = ("--shard", "--processes", "--scheduler")
@@ -34,6 +36,10 @@ class Job(Protocol):
     @property
     def folder(self) -> Path:
         """Where finished parts lie, which all who take part must see."""
+
+    @property
+    def key(self) -> str:
+        """Names what parts are made of: photos, weights, options."""
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -101,7 +107,7 @@ def helped(command: str, module: str, argv: Sequence[str], args: argparse.Namesp
         said = side_processes.run(order, min(args.processes, len(job.sizes)), (sum(job.sizes), job.done))
         encoded = sum(json.loads(line)["encoded"] for line in said)
     elif args.scheduler and job.missing():
-        order = json.dumps([module, [*argv], os.getcwd()])  # noqa: PTH109
+        order = json.dumps([module, [*argv], os.getcwd(), [cached.build_name(), job.key]])  # noqa: PTH109
         tasks = [(order, number, len(job.sizes)) for number in job.missing()]
         encoded = sum(cluster.run(args.scheduler, job.folder, tasks, finish_part, [job.sizes[t[1]] for t in tasks]))
     return Helped(encoded, time.monotonic() - begun)
@@ -129,9 +135,24 @@ def _own_share(args: argparse.Namespace, job: Job, begun: float) -> Helped:
 
 def finish_part(order: str, number: int, parts: int) -> int:
     """One part of a command's work, done by a worker of a cluster; returns how many photos or rows that took."""
-    module, argv, folder = json.loads(order)
+    module, argv, folder, made_of = json.loads(order)
     with _in_its_folder, _in_folder(folder):
-        return _job(module, tuple(argv)).finish(Share(number + 1, parts, ends=False))
+        job = _job(module, tuple(argv))
+        _check_same(job, *made_of)
+        return job.finish(Share(number + 1, parts, ends=False))
+
+
+def _check_same(job: Job, build: str, key: str) -> None:
+    """Raises `ConfigError` for a worker that would make other parts than who asks."""
+    if cached.build_name() != build:
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} must have the same jclip and packages (Jittor, NumPy, Pillow) and the same "
+            "JCLIP_KERNELS, got others"
+        )
+    if job.key != key:
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} must see the same photos and weights, got others: its folders must be shared"
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jclip.data.unfinished_gallery import what_is_missing
+from jclip.data.unfinished_gallery import SHARING, what_is_missing
 from jclip.errors import ConfigError, DataError, quoted
 from jclip.paths import compute_sha256, naming, open_regular, replacing
 from jclip.readers.text import read_json
@@ -41,7 +41,7 @@ SPARE_FILES = 256  # open beside a gallery's parts
 _NAMED = r"(features|rows|skipped)-[0-9a-f]{16}\.(npy|jsonl)|unfinished-[0-9a-f-]+(-whole)?\.safetensors"
 _UNNAMED = r"\.(features|rows|skipped)\.(npy|jsonl)"  # written, its name not known yet
 _OWN = re.compile(
-    rf"{_NAMED}|\.shard-\d+-of-\d+\.lock|{_UNNAMED}|\.({_NAMED}|{_UNNAMED}|gallery\.json)(\.[a-z0-9_]+)?\.part"
+    rf"{_NAMED}|unfinished-[0-9a-f-]+\.begun|{re.escape(SHARING)}|\.shard-\d+-of-\d+\.lock|{_UNNAMED}|\.({_NAMED}|{_UNNAMED}|gallery\.json)(\.[a-z0-9_]+)?\.part"
 )
 
 
@@ -60,6 +60,7 @@ class Manifest:
     table: dict[str, str] = field(default_factory=dict)  # rows, offsets, skipped → file
     columns: list[str] = field(default_factory=list)  # beyond the fixed ones
     family: str = ""
+    builds: list[str] = field(default_factory=list)  # that made features, in order; "" one that is not known
 
     @property
     def made_by(self) -> str:
@@ -112,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(**found)
         whole = manifest.rows == sum(part["rows"] for part in manifest.parts) and manifest.dtype in DTYPES
-        names = [*manifest.files(), *manifest.columns]
+        names = [*manifest.files(), *manifest.columns, *manifest.builds]
         if not whole or not all(isinstance(n, str) for n in names) or any("/" in n for n in manifest.files()):
             raise ValueError
         if not {"rows", "offsets", "skipped"} <= {*manifest.table} or min(manifest.rows, manifest.width) < 0:

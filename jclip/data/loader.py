@@ -84,7 +84,7 @@ def prepared(
     """
     rows = range(len(paths)) if rows is None else rows
     count = workers()
-    if isinstance(prepare, Views | BoxViews) and count and len(paths) >= _WORTH_PROCESSES:
+    if isinstance(prepare, Views | BoxViews) and by_processes(len(paths)):
         results = decoding.decoded(paths, rows, prepare, ahead, count)
     else:
         results = _in_threads(paths, rows, prepare, ahead, min(len(paths), count))
@@ -96,6 +96,11 @@ def prepared(
                 raise DataError(f"{result} (repair or remove it, or skip such photos: on_error=skip)")
             elif failed is not None:
                 failed.append(str(result))
+
+
+def by_processes(photos: int) -> bool:
+    """Whether so many photos that views prepare are decoded by processes of their own."""
+    return photos >= _WORTH_PROCESSES and workers() > 0
 
 
 def workers() -> int:

@@ -78,6 +78,8 @@ _TURNS = {
 _TELL_FIRST = ("JPEG", "MPO", "TIFF")  # the tag is known before the pixels: asking a PNG for it decodes the PNG
 _LYING = range(5, 9)  # orientations that swap width and height
 _TAGGED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps a tag
+FAILED = " does not decode: "  # between a photo and the reason
+DEADLY: dict[str, str] = {}  # photo, as it is asked for → why it isn't opened: see `jclip.data.deadly_photos`
 _CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of `MOST_PIXELS`, which is what counts here
@@ -90,11 +92,12 @@ def open_photo(path: str | os.PathLike, draft: tuple[int, int] | None = None, up
     what does not decode or is refused: another format, more than `MOST_PIXELS`, an aspect beyond `MOST_ASPECT`, 32-bit
     pixels, a file that is larger than its kind may be, or no regular file.
     """
+    _refuse_deadly(path)
     try:
         with open_any_photo(path) as file:
             image, turned = _decoded(file, draft, upright)
     except Exception as e:  # whatever a damaged file leads a decoder to: RuntimeError, MemoryError, OverflowError, …
-        raise DataError(f"{printable(spoken_path(path))} does not decode: {_reason(e)}") from e
+        raise DataError(f"{printable(spoken_path(path))}{FAILED}{_reason(e)}") from e
     ORIENTATIONS.saw(spoken_path(path), turned)
     return image
 
@@ -104,12 +107,18 @@ def header(path: str | os.PathLike) -> tuple[str, str, int, int, int]:
 
     Raises `DataError` as `open_photo` does.
     """
+    _refuse_deadly(path)
     try:
         with open_any_photo(path) as file:
             image = _opened(file)
             return image.format or "", image.mode, *image.size, orientation(image)
     except Exception as e:  # as above
-        raise DataError(f"{printable(spoken_path(path))} does not decode: {_reason(e)}") from e
+        raise DataError(f"{printable(spoken_path(path))}{FAILED}{_reason(e)}") from e
+
+
+def _refuse_deadly(path: str | os.PathLike) -> None:
+    if why := DEADLY.get(os.fspath(path)):
+        raise DataError(f"{printable(spoken_path(path))}{FAILED}{why}")
 
 
 def _opened(file: BinaryIO) -> Image.Image:

@@ -13,6 +13,7 @@ from jclip.data.shares import Share
 from jclip.errors import counted
 
 AGAIN = "give `jclip embed` the same command again"
+SHARING = ".sharing.lock"  # of who has others make the gallery
 _LOCK = re.compile(r"\.shard-(\d+)-of-(\d+)\.lock")
 _PART = re.compile(r"unfinished-[0-9a-f]{16}-[0-9a-f]{16}-(\d+)-(\d+|whole)\.safetensors")
 

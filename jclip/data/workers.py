@@ -22,12 +22,13 @@ import numpy as np
 
 from jclip.data.augment import OfPhotos, Views, seen
 from jclip.data.box_photo_views import BoxViews
-from jclip.data.photo_file import ORIENTATIONS
+from jclip.data.photo_file import FAILED, ORIENTATIONS
 from jclip.errors import DataError, SetupError
 
 _MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
 _MOST_BYTES = 2**28
 _MOST_DEAD = 4  # photos one after the other with which processes died
+ENDED = "it ended the process that decodes it, twice"
 _idle: dict[int, list[subprocess.Popen]] = {}  # by who started them: a fork's copies are not its own
 
 
@@ -100,7 +101,7 @@ def _again(
     if answer is None:
         code = _replace(workers, number, head)
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        answer = f"{tasks[0][2]} does not decode: it ended the process that decodes it, twice ({how})", False, []
+        answer = f"{tasks[0][2]}{FAILED}{ENDED} ({how})", False, []
     for task in tasks[1:]:
         _send(workers[number], task)
     return answer

@@ -26,8 +26,16 @@ LIBRARIES = ("jittor", "numpy", "pillow", *ONEDNN_PACKAGES)
 def key_of(made_of: Any) -> str:
     """SHA-256 of plain values that arrays are made of, and of the build that makes them: another build's differ in their
     last digits, and are not mixed with its own."""
-    by = [build_digest(), os.environ.get("JCLIP_KERNELS", "")]
-    return hashlib.sha256(json.dumps([by, made_of], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_build(), made_of], sort_keys=True).encode()).hexdigest()
+
+
+def build_name() -> str:
+    """16 hexadecimal digits that tell the build that computes from others."""
+    return hashlib.sha256(json.dumps(_build()).encode()).hexdigest()[:16]
+
+
+def _build() -> list[str]:
+    return [build_digest(), os.environ.get("JCLIP_KERNELS", "")]
 
 
 @cache

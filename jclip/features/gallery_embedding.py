@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jclip.data import unfinished_gallery
+from jclip.data import deadly_photos, loader, unfinished_gallery
 from jclip.data.augment import Views
-from jclip.data.gallery_inputs import Inputs, Part, is_unchanged, photo_address, shown_path
+from jclip.data.gallery_inputs import Inputs, Part, is_unchanged, photo_address
 from jclip.data.gallery_store import (
     DTYPES,
     Manifest,
@@ -22,6 +23,7 @@ from jclip.data.gallery_store import (
     is_gallery,
     made_by,
     open_store,
+    read_manifest,
     remove_others,
     verify,
 )
@@ -31,16 +33,14 @@ from jclip.features import extraction, gallery_lock, half_models
 from jclip.features.cached import key_of
 from jclip.features.gallery_changes import distinct_photos, of_others, same_rows
 from jclip.features.gallery_merge import write_gallery
-from jclip.features.gallery_parts import Known, Parts, Whole
+from jclip.features.gallery_parts import Known, Parts
+from jclip.features.known_photos import CHANGED, PartKnown, Stored, known_of, sorted_out, stored_of
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
-from jclip.functional.nearest import take
 
 DEFAULT_DTYPE = "fp16"
 SAVE_SECONDS = 5.0  # a kill loses at most the batches of so long
 Seen = Callable[[int, int], None]  # photos done, all photos
-CHANGED = "changed while it was read: embed it again with --update"
-INSTALL = "pip install"  # a reason that may be gone by the next time
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,6 @@ class Outcome:
     skipped: list[tuple[str, str]]
     seconds: float = 0.0  # of encoding
     missing: tuple[Sequence[int], int] | None = None
-
-
-@dataclass
-class _Stored:
-    """Features of the gallery that is there by their photos' SHA-256: where each stands in `parts`, one after the other,
-    and what does not decode."""
-
-    parts: Sequence[np.ndarray] = ()
-    places: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def embed(
@@ -101,12 +91,12 @@ def embed(
         if old and not update:
             raise of_others(old, inputs, folder)
         dtype = old.manifest.dtype if old else dtype or DEFAULT_DTYPE
-        parts = _parts(inputs, source, folder, dtype)
+        parts = parts_of(inputs, source, folder, dtype)
         _check_shares(parts, share, folder)
         if not share.is_whole:
             lock.note(unfinished_gallery.noted(share, parts.count))
         begun = time.monotonic()
-        encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share, seen)
+        encoded = _finish_parts(inputs, source, parts, stored_of(old), DTYPES[dtype], share, seen)
         seconds = time.monotonic() - begun
         if not share.ends or parts.missing():
             return Outcome(0, encoded, 0, 0, 0, [], seconds, (parts.missing(), parts.count))
@@ -141,13 +131,15 @@ def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", 
             return Watched(None, sizes)
         if old and not update:
             raise of_others(old, inputs, folder)
-    parts = _parts(inputs, source, folder, old.manifest.dtype if old else dtype or DEFAULT_DTYPE)
+    parts = parts_of(inputs, source, folder, dtype)
     for stale in parts.others():
         stale.unlink(missing_ok=True)
     return Watched(parts, sizes)
 
 
-def _parts(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:
+def parts_of(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:
+    """The parts that `embed` finishes. dtype: of the stored features, where no gallery is there that has its own."""
+    dtype = read_manifest(folder).dtype if is_gallery(folder) else dtype or DEFAULT_DTYPE
     return Parts(folder, key_of([made_by(source.identity, source.preprocess.to_dict()), dtype]), inputs)
 
 
@@ -173,8 +165,9 @@ def _check_shares(parts: Parts, share: Share, folder: Path) -> None:
     """Raises `ConfigError` where other processes' parts are of other photos, or made otherwise."""
     if not share.is_whole and (others := parts.others()):
         raise ConfigError(
-            f"{folder} holds parts of another list of photos, or of other weights or --store ({len(others)} files, such as "
-            f"{others[0].name}): all shards must be given the same; remove these files where the others are at fault"
+            f"{folder} holds parts of another list of photos, of other weights or --store, or by other versions of jclip or "
+            f"its packages ({len(others)} files, such as {others[0].name}): all shards must have the same; remove these files "
+            "where the others are at fault"
         )
 
 
@@ -212,23 +205,11 @@ def _unchanged(old: Store) -> Outcome:
     return Outcome(len(old), 0, 0, 0, len(old) - distinct_photos(old), skipped)
 
 
-def _stored(old: Store | None) -> _Stored:
-    """What the gallery that is there holds; reasons that may be gone by now are left out."""
-    if old is None:
-        return _Stored()
-    places: dict[str, int] = {}
-    for place, digest in enumerate(old.rows.column("sha256")):
-        places.setdefault(digest, place)
-    lost = [found for found in old.skipped() if found.get("sha256") and INSTALL not in found["reason"]]
-    failed = {found["sha256"]: found["reason"] for found in lost if CHANGED not in found["reason"]}
-    return _Stored(old.parts, places, failed)
-
-
 def _finish_parts(
     inputs: Inputs,
     source: ModelSource,
     parts: Parts,
-    stored: _Stored,
+    stored: Stored,
     dtype: np.dtype,
     share: Share,
     seen: Seen | None = None,
@@ -248,9 +229,9 @@ def _finish_parts(
                 continue
             part = inputs.part(number)
             bar.total += 0 if inputs.size(number) else len(part.rows)  # a tar's, unknown before
-            known = _known_of(part, stored, parts.pieces(number))
-            encoded += _encode_rest(inputs.root, part, source, model, known, dtype, _keeper(parts, number), bar)
-            parts.keep_whole(number, _sorted_out(part, known, source.config.embed_dim, dtype))
+            known = known_of(part, stored, parts.pieces(number))
+            encoded += _encode_rest(inputs.root, part, source, model, known, dtype, (parts, number), bar)
+            parts.keep_whole(number, sorted_out(part, known, source.config.embed_dim, dtype))
     return encoded
 
 
@@ -272,49 +253,18 @@ class _Bar:
             self._seen(self.done + more, self.total)
 
 
-class _PartKnown:
-    """Features and reasons by SHA-256 of one part's photos: of the gallery that is there, of pieces, and made now."""
-
-    def __init__(self, stored: _Stored):
-        self.stored, self.made, self.failed = stored, {}, {}
-
-    def add(self, piece: Known) -> None:
-        self.made.update(zip(piece.hashes, piece.features, strict=True))
-        self.failed.update(piece.failed)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.stored.places or digest in self.made
-
-    def why_not(self, digest: str) -> str | None:
-        """Why there is no feature; None where nothing is known of these bytes."""
-        return self.failed.get(digest) or self.stored.failed.get(digest)
-
-
-def _known_of(part: Part, stored: _Stored, pieces: Iterator[Known]) -> _PartKnown:
-    known, wanted = _PartKnown(stored), {row["sha256"] for row in part.rows}
-    for piece in pieces:
-        places = [i for i, digest in enumerate(piece.hashes) if digest in wanted]
-        failed = {digest: why for digest, why in piece.failed.items() if digest in wanted}
-        known.add(Known([piece.hashes[i] for i in places], piece.features[places], failed))
-    return known
-
-
-def _keeper(parts: Parts, number: int) -> Callable[[int, Known], None]:
-    return lambda end, known: parts.keep_piece(number, end, known)
-
-
 def _encode_rest(
     root: str,
     part: Part,
     source: ModelSource,
     model: Callable[[], Any],
-    known: _PartKnown,
+    known: PartKnown,
     dtype: np.dtype,
-    keep: Callable[[int, Known], None],
+    place: tuple[Parts, int],
     bar: _Bar,
 ) -> int:
     """Encodes a part's photos of unknown bytes, keeps them every few seconds, and adds them to `known`; how many there are."""
-    todo: dict[str, dict[str, Any]] = {}
+    (parts, number), todo = place, {}
     for row in part.rows:
         if row["sha256"] not in known and known.why_not(row["sha256"]) is None:
             todo.setdefault(row["sha256"], row)
@@ -323,31 +273,26 @@ def _encode_rest(
     if not todo:
         return 0
     hashes, rows, count, done = list(todo), list(todo.values()), 0, 0
-    for good, features, failed, end in _saved_up(_features(source, model(), root, rows), len(rows), bar.look):
-        features = np.ascontiguousarray(unit(features), dtype)
-        piece = Known([hashes[i] for i in good], features, {hashes[i]: why for i, why in failed.items()})
-        keep(before + end, piece)
-        known.add(piece)
-        count += len(good)
-        bar.update(end - done)
-        done = end
+    with _decoding(place, root, rows, source):
+        for good, features, failed, end in _saved_up(_features(source, model(), root, rows), len(rows), bar.look):
+            features = np.ascontiguousarray(unit(features), dtype)
+            piece = Known([hashes[i] for i in good], features, {hashes[i]: why for i, why in failed.items()})
+            parts.keep_piece(number, before + end, piece)
+            known.add(piece)
+            count += len(good)
+            bar.update(end - done)
+            done = end
     return count
 
 
-def _sorted_out(part: Part, known: _PartKnown, width: int, dtype: np.dtype) -> Whole:
-    """Rows that have features, these, and what is left out with its reason."""
-    kept = [row for row in part.rows if row["sha256"] in known]
-    lost = [row for row in part.rows if row["sha256"] not in known]
-    failed = [{"path": shown_path(r), "reason": known.why_not(r["sha256"]), "sha256": r["sha256"]} for r in lost]
-    features = np.zeros((len(kept), width), dtype)
-    old = [i for i, row in enumerate(kept) if row["sha256"] not in known.made]
-    if old:
-        places = np.array([known.stored.places[kept[i]["sha256"]] for i in old], np.int64)
-        features[old] = take(known.stored.parts, places)
-    for i, row in enumerate(kept):
-        if row["sha256"] in known.made:
-            features[i] = known.made[row["sha256"]]
-    return Whole(kept, features, [[*found] for found in part.skipped], failed, 0)
+def _decoding(place: tuple[Parts, int], root: str, rows: Sequence[Mapping[str, Any]], source: ModelSource) -> Any:
+    """A block that decodes these photos of a part; those that ended the process that did it before do not decode in it."""
+    if loader.by_processes(len(rows)):
+        return contextlib.nullcontext()
+    parts, number = place
+    return deadly_photos.decoding(
+        parts.mark(number), lambda: [photo_address(root, row) for row in rows], Views(source.preprocess)
+    )
 
 
 def _features(

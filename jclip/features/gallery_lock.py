@@ -47,6 +47,20 @@ def alone(folder: Path, share: Share) -> Iterator[Lock]:
             own.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def sharing(folder: Path) -> Iterator[None]:
+    """In the block no other process has its own processes, or a cluster's, make the gallery. Raises `ConfigError` where one
+    does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / unfinished_gallery.SHARING
+    with contextlib.ExitStack() as held:
+        Lock(held).take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, str(folder))
+        try:
+            yield
+        finally:
+            own.unlink(missing_ok=True)
+
+
 class Lock:
     """Locks of a gallery's folder and of a shard, given back when the stack is left; none where the file system has none."""
 

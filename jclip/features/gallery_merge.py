@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jclip.data.gallery_store import (
 )
 from jclip.data.hash_piles import HashPile
 from jclip.errors import DataError
+from jclip.features.cached import build_name
 from jclip.features.gallery_parts import Parts, Whole
 from jclip.features.source import ModelSource
 
@@ -78,11 +79,17 @@ def write_gallery(
         change = counts.change([(found["path"], found["reason"]) for found in skipped.listed])
     manifest = Manifest(
         model or str(source.checkpoint.path), source.identity, source.preprocess.to_dict(), dtype, width, root,
-        counts.rows, files, table, list(columns), source.family or "",
+        counts.rows, files, table, list(columns), source.family or "", _builds(old, counts.made),
     )  # fmt: skip
     write_manifest(folder, manifest)
     remove_others(folder, manifest)
     return change
+
+
+def _builds(old: Store | None, made: int) -> list[str]:
+    """Names of the builds that made the features, `made` of them now."""
+    before = (old.manifest.builds or [""]) if old else []
+    return [*dict.fromkeys([*before, *([build_name()] if made else [])])]
 
 
 class _Skipped:
@@ -106,7 +113,7 @@ class _Skipped:
 def _counted(parts: Parts, counts: _Counts, skipped: _Skipped, columns: dict[str, None]) -> Iterator[Mapping[str, Any]]:
     """Rows of all parts, counted on the way; names of their columns are gathered in `columns`."""
     for part in _wholes(parts):
-        counts.add(part.rows)
+        counts.add(part)
         skipped.add(part)
         columns.update(dict.fromkeys(name for row in part.rows for name in row["columns"]))
         yield from part.rows
@@ -143,15 +150,15 @@ class _Counts:
 
     def __init__(self, folder: Path, old: Store | None, held: contextlib.ExitStack):
         self._before, self._now, self._bytes = (HashPile(folder, held) for _ in range(3))
-        self.rows = 0
+        self.rows = self.made = 0
         for some in _blocks_of(old.rows if old else ()):
             self._before.add(_prints(map(facts_of, some)))
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, part: Whole) -> None:
         """Rows of the next part."""
-        self._now.add(_prints(map(facts_of, rows)))
-        self._bytes.add(_prints(row["sha256"] for row in rows))
-        self.rows += len(rows)
+        self._now.add(_prints(map(facts_of, part.rows)))
+        self._bytes.add(_prints(row["sha256"] for row in part.rows))
+        self.rows, self.made = self.rows + len(part.rows), self.made + part.encoded
 
     def change(self, skipped: list[tuple[str, str]]) -> Change:
         """What changed."""

@@ -32,7 +32,7 @@ class Known:
 @dataclass(frozen=True)
 class Whole:
     """A finished part: rows in order, the feature of each (n, E), what can't be read (path, reason), what does not decode
-    (path, reason, sha256), and how many photos were encoded for it."""
+    (path, reason, sha256), and how many of the features were not in the gallery before."""
 
     rows: list[dict[str, Any]]
     features: np.ndarray
@@ -49,6 +49,11 @@ class Parts:
         self._elsewhere: list[Known] | None = None
         self._by_part: dict[int, set[Path]] = {}  # pieces of this list of photos, as they were seen last
         self._look_again = 0.0
+
+    @property
+    def name(self) -> str:
+        """Tells these parts from others."""
+        return f"{self._key}-{self._listing}"
 
     def whole(self, number: int) -> Whole | None:
         """A finished part; None where it is not finished. A damaged file is removed, with a notice."""
@@ -116,6 +121,10 @@ class Parts:
             if listing == self._listing and number < len(sizes):
                 done[number] = max(done.get(number, 0), sizes[number] if end == "whole" else int(end))
         return sum(done.values())
+
+    def mark(self, number: int) -> Path:
+        """The file that stands while the process that does a part decodes its photos."""
+        return self._folder / f"unfinished-{self._key}-{self._listing}-{number:06d}.begun"
 
     def _file(self, number: int, end: str) -> Path:
         return self._folder / f"unfinished-{self._key}-{self._listing}-{number:06d}-{end}.safetensors"

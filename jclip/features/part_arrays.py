@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip.data import deadly_photos
 from jclip.data.shares import Share
 from jclip.data.splits import Split
 from jclip.features.cached import key_of, read_cached
@@ -33,6 +34,11 @@ class PhotoParts:
         self.folder = cache_dir("parts") / key_of([made_of, digest, list(self._photos)])[:32]
 
     @property
+    def key(self) -> str:
+        """What the parts are made of."""
+        return self.folder.name
+
+    @property
     def sizes(self) -> Sequence[int]:
         """Photos of each part."""
         return [len(self._of(number)) for number in range(-(-len(self._photos) // PART))]
@@ -50,8 +56,11 @@ class PhotoParts:
         done = 0
         for number in own.of_numbers(len(self.sizes)):
             if not self._file(number).is_file():
-                safetensors.write(self._file(number), self._compute(self._of(number)))
-                done += len(self._of(number))
+                photos = self._of(number)
+                with deadly_photos.decoding(self._file(number).with_suffix(".begun"), lambda photos=photos: photos):
+                    arrays = self._compute(photos)
+                safetensors.write(self._file(number), arrays)
+                done += len(photos)
         return done
 
     def arrays(self) -> Iterator[Arrays]:

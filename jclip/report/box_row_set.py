@@ -81,6 +81,10 @@ class BoxRowSet:
         """The photo."""
         return self.rows[number].image
 
+    def photos(self) -> Sequence[str]:
+        """Paths of all rows' photos, none twice."""
+        return [str(photo) for photo in self.samples(range(len(self))).photos]
+
     def complexity(self, source: str) -> float:
         """Mean number of things that a phrase names."""
         return float(np.mean([named_things.count_things(self.rows[i].phrase) for i in self.sources[source]]))

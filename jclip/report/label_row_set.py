@@ -86,6 +86,10 @@ class LabelRowSet:
         """The photo."""
         return self._names[number]
 
+    def photos(self) -> Sequence[str]:
+        """Paths of all rows' photos, none twice; none where rows are features."""
+        return [*dict.fromkeys(self._photos)] if self._whole is None else []
+
     def complexity(self, source: str) -> float:
         """All labels are as simple: one class."""
         return 1.0

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip.data import deadly_photos
 from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError, JclipError, notice
 from jclip.paths import file_sha256, is_file, replacing
@@ -75,7 +76,8 @@ class Reliabilities:
             if self._stored_part(number) is None:
                 some = self._rows.only(self._numbers(number))
                 each = range(len(some))
-                values = np.stack([some.reliability(run, each) for run in self._measurers.values()])
+                with deadly_photos.decoding(self._place(number).with_suffix(".begun"), some.photos):
+                    values = np.stack([some.reliability(run, each) for run in self._measurers.values()])
                 if not ((values >= 0) & (values <= 1)).all():
                     raise DataError("a run gave reliabilities that are no numbers in [0, 1]: train it again")
                 _keep(self._place(number), values)

@@ -46,6 +46,9 @@ class RowSet(Protocol):
     def group(self, number: int) -> str:
         """What rows have in common that must not be learned from and measured on at once: the photo."""
 
+    def photos(self) -> Sequence[str]:
+        """Paths of all rows' photos, none twice; none where rows are features."""
+
     def complexity(self, source: str) -> float:
         """How complex a source's labels are: `order: auto` takes simple ones first."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jclip.config import to_json
+from jclip.data import deadly_photos
 from jclip.data.labelled_captions import counted, read_captions
 from jclip.data.multi_label_sets import read_labels
 from jclip.data.shares import WHOLE, Share
@@ -180,6 +181,11 @@ class WindowFiles:
         return done
 
     @property
+    def key(self) -> str:
+        """What the parts are made of."""
+        return key_of(self._made_of)
+
+    @property
     def sizes(self) -> Sequence[int]:
         """Photos of each part."""
         return [len(self._part(number)[1]) for number in range(self._count)]
@@ -267,7 +273,8 @@ class WindowFiles:
     def _compute(self, scorer: window_scores.WindowScorer, number: int, made_of: Mapping[str, Any]) -> None:
         file, photos = self._part(number)
         notice(f"part {number + 1} of {self._count}: {len(photos)} photos")
-        found, skipped = scorer.scores(photos)
+        with deadly_photos.decoding(file.with_suffix(".begun"), lambda: photos):
+            found, skipped = scorer.scores(photos)
         window_scores.warn_skipped(skipped)
         arrays = {f"{name}/{part}": matrix for name, parts in found.items() for part, matrix in parts.items()}
         with replacing(file) as temporary:

@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,36 @@ def test_workers_without_the_folder_or_without_jclip(tmp_path):
         with pytest.raises(ConfigError, match=said):
             cluster._check_workers(Client(answer), "tcp://all", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_of_another_build_or_with_other_photos_is_refused(photos, tmp_path):
+    import json
+
+    from jclip.commands import embed, shared_parts
+    from jclip.features import cached
+
+    argv = [str(photos), "--out", str(tmp_path / "g"), "--model", MODEL]
+    key = embed.job_of(embed.parser().parse_args(argv)).key
+    own = cached.build_name()
+    for made_of, said in ((["other", key], "same jclip and packages"), ([own, "other"], "same photos and weights")):
+        with pytest.raises(ConfigError, match=f"the worker on .* must .*{said}.*got others"):
+            shared_parts.finish_part(json.dumps([embed.__name__, argv, str(tmp_path), made_of]), 0, 1)
+    assert not (tmp_path / "g").exists()
+    assert shared_parts.finish_part(json.dumps([embed.__name__, argv, str(tmp_path), [own, key]]), 0, 1) == 29
+
+
+def test_it_is_said_when_no_worker_is_left(monkeypatch):
+    class Client:
+        answers = iter([{}, {"tcp://one": {}}, {}])  # one that is started again meanwhile is none that is lost
+
+        def scheduler_info(self, **_):
+            return {"workers": next(self.answers, {})}
+
+    said = threading.Event()
+    monkeypatch.setattr(cluster, "_LOOK", 0.001)
+    monkeypatch.setattr(cluster, "notice", lambda text: "tcp://all has no workers any more" in text and said.set())
+    with cluster._noticing_that_none_is_left(Client(), "tcp://all"):
+        assert said.wait(300) and next(Client.answers, None) is None
 
 
 def test_a_table_of_versions_is_one_line():

@@ -10,12 +10,12 @@ import tarfile
 import pytest
 
 from jclip.cli import main
-from jclip.data import gallery_inputs
+from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.data.shares import WHOLE, Share, share
 from jclip.data.unfinished_gallery import what_is_missing
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, gallery_lock, part_arrays, photo_galleries
+from jclip.features import cached, gallery_embedding, gallery_lock, part_arrays, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -131,7 +131,7 @@ def test_one_process_finishes_what_shares_began(parts_of_8, photos, source, tmp_
 def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_lock, "PATIENCE", 0.1)
     made(photos, source, tmp_path / "g", Share(1, 3))
-    with pytest.raises(ConfigError, match="parts of another list of photos, or of other weights"):
+    with pytest.raises(ConfigError, match="parts of another list of photos, of other weights"):
         made(photos, ModelSource("shapes-tiny-vit"), tmp_path / "g", Share(2, 3))
     fewer = gallery_inputs.read_inputs(sorted(photos.iterdir())[1:], str(photos))
     with pytest.raises(ConfigError, match="parts of another list of photos"):
@@ -212,6 +212,35 @@ def test_what_a_process_refuses_is_the_commands_line(photos, tmp_path, capsys):
     assert "--shard and --processes must not be given together" in capsys.readouterr().err
     assert main([*order, "--dtype", "fp16"]) == 2
     assert "fp16" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_who_has_others_make_a_gallery_is_alone(parts_of_8, photos, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gallery_lock, "PATIENCE", 0.1)
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL]
+    with gallery_lock.sharing(tmp_path / "g"):
+        for way in (["--processes", "2"], ["--scheduler", "tcp://127.0.0.1:9"]):
+            assert main([*order, *way]) == 2
+            said = capsys.readouterr().err
+            assert "another process is writing" in said and said.count("\n") == 1
+        assert what_is_missing(tmp_path / "g") == ""
+    assert made(photos, source, tmp_path / "g").rows == 28
+
+
+def test_builds_that_made_features_are_counted(parts_of_8, photos, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    own, place = shutil.copytree(photos, tmp_path / "own"), tmp_path / "g"
+    order = ["embed", str(own), "--out", str(place), "--model", MODEL]
+    assert main(order) == 0
+    first = gallery_store.read_manifest(place).builds
+    monkeypatch.setattr(cached, "build_digest", lambda: "after an upgrade")
+    (own / "00 a.png").unlink()
+    assert main([*order, "--update"]) == 0 and gallery_store.read_manifest(place).builds == first
+    assert "builds" not in capsys.readouterr().err
+    draw_scene((77,), count=(1, 2)).render().save(own / "00 b.png")
+    assert main([*order, "--update"]) == 0
+    assert gallery_store.read_manifest(place).builds == [*first, cached.build_name()] and len(first) == 1
+    assert f"{place}: its features were made by 2 builds (versions of jclip" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypatch):
