@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jclip.data.caption_rows import Broken, Row
 from jclip.data.stored_photos import StoredPhoto
 from jclip.errors import DataError, printable
 from jclip.paths import open_regular
-from jclip.readers.text import parse_json
+from jclip.readers.text import parse_json, read_lines
 
 TEXTS, IMAGES = "_texts.jsonl", "_imgs.tsv"
 MOST_OF_ID = 200  # bytes
@@ -73,6 +74,25 @@ def read_image_table(path: Path, broken: Broken) -> dict[str, StoredPhoto]:
     return found
 
 
+def read_predictions(path: str | os.PathLike) -> dict[str, list[str]]:
+    """Image ids, best first, by text id, of lines `{"text_id": …, "image_ids": […]}`. Raises `DataError`."""
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
+            continue
+        place = f"{path}, line {number}"
+        row = parse_json(line, place)
+        if not isinstance(row, dict) or not isinstance(row.get("image_ids"), list) or "text_id" not in row:
+            raise DataError(f"{place}: must have text_id and image_ids, got {printable(line, 60)}")
+        name, images = str(row["text_id"]), [str(image) for image in row["image_ids"]]
+        if name in found:
+            raise DataError(f"{place}: the text {printable(name, 40)} must be unique")
+        if len(set(images)) < len(images):
+            raise DataError(f"{place}: an image must be listed once per text")
+        found[name] = images
+    return found
+
+
 def prediction_bytes(predictions: Mapping[str, Sequence[str]]) -> bytes:
     """A file of image ids, best first, by text id, as Chinese-CLIP's scorer reads it: `{"text_id": …, "image_ids": […]}` a
     line; ids of digits alone are written as integers."""
@@ -81,6 +101,25 @@ def prediction_bytes(predictions: Mapping[str, Sequence[str]]) -> bytes:
         for text, images in predictions.items()
     )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+
+
+def prediction_recalls(predictions: Mapping[str, Sequence[str]], truth: Mapping[str, set[str]]) -> dict[str, float]:
+    """Chinese-CLIP's scores: `recall@1`, `@5`, `@10` of the texts with a right image among the first k, and their mean.
+
+    Raises `DataError` where the texts are not those of the truth.
+    """
+    if not truth or predictions.keys() != truth.keys():
+        lacking = [*(truth.keys() - predictions.keys())]
+        raise DataError(
+            f"predictions must be of the {len(truth)} texts of the truth, got {len(predictions)}"
+            + (f" without {printable(lacking[0], 40)}" if lacking else "")
+        )
+    found = {
+        f"recall@{k}": sum(any(image in truth[text] for image in images[:k]) for text, images in predictions.items())
+        / len(truth)
+        for k in (1, 5, 10)
+    }
+    return {**found, "mean_recall": sum(found.values()) / len(found)}
 
 
 def _as_number(name: str) -> int | str:

@@ -15,7 +15,7 @@ from PIL import Image
 from jclip.config import CaptionConfig
 from jclip.data.augment import Views
 from jclip.data.captions import read_pairs
-from jclip.data.chinese_clip import prediction_bytes
+from jclip.data.chinese_clip import prediction_bytes, prediction_recalls, read_predictions
 from jclip.data.photo_file import open_photo
 from jclip.data.preprocess import Preprocess
 from jclip.data.stored_photos import StoredPhoto, spoken_path
@@ -138,7 +138,28 @@ def test_chinese_clips_texts_and_images(photos):
         read(photos / "other.jsonl")
 
 
-def test_chinese_clips_predictions():
+def test_chinese_clips_predictions(tmp_path):
+    """Its evaluation by hand: hits at places 1 and 6 of two texts, none of the third."""
+    file = tmp_path / "p.jsonl"
+    predictions = {"5": ["0", "x"], "6": [str(i) for i in range(10)], "7": ["3"]}
+    file.write_bytes(prediction_bytes(predictions))
+    assert json.loads(file.read_text().splitlines()[0]) == {"text_id": 5, "image_ids": [0, "x"]}
+    assert read_predictions(file) == predictions
+    found = prediction_recalls(predictions, {"5": {"0"}, "6": {"5", "77"}, "7": {"9"}})
+    assert found == pytest.approx({"recall@1": 1 / 3, "recall@5": 1 / 3, "recall@10": 2 / 3, "mean_recall": 4 / 9})
+    with pytest.raises(DataError, match="must be of the 2 texts of the truth, got 3 without 8"):
+        prediction_recalls(predictions, {"5": {"0"}, "8": {"1"}})
+    for text, message in (
+        ('{"text_id": 1, "image_ids": [2, 2]}\n', "line 1: an image must be listed once"),
+        ('{"text_id": 1}\n', "line 1: must have text_id and image_ids"),
+        ('{"text_id": 1, "image_ids": []}\n{"text_id": "1", "image_ids": []}\n', "line 2: the text 1 must be unique"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            read_predictions(file)
+
+
+def test_chinese_clips_ids():
     """Ids of digits are integers, as its scorer wants them, unless that would change them."""
     lines = prediction_bytes({"5": ["0", "x"], "07": ["é", "12"]}).decode().splitlines()
     assert [json.loads(line) for line in lines] == [
