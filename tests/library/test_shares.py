@@ -218,7 +218,7 @@ def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypat
     from jclip.features import gallery_estimate
 
     monkeypatch.setattr(gallery_estimate, "SECONDS", 0.2)
-    monkeypatch.setattr(available, "memory", lambda: 0.0)
+    monkeypatch.setattr(available, "memory", lambda: 6e7)
     order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--dry-run", "--processes", "3"]
     assert main(order) == 0
     said = capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_all_of_the_work_is_counted(photo_folder, small_models):
 
 
 def test_processes_and_what_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(available, "memory", lambda: 0.0)
+    monkeypatch.setattr(available, "memory", lambda: 6e7)
     assert main(["train", "coop/smoke", "--dry-run", "--ranks", "3"]) == 0
     said = capsys.readouterr().out.splitlines()
     start = next(place for place, line in enumerate(said) if line.startswith("processes"))
