@@ -16,8 +16,10 @@ from jclip.machine import process_times, ranks
 
 MIB = 1 << 20
 SIDE_PROCESSES = "JCLIP_SIDE_PROCESSES"  # set for processes that do shares of one command: how many they are
-_FILES = {"cgroup2": ("memory.max", "memory.current", "inactive_file"),
-          "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}  # fmt: skip
+_FILES = {
+    "cgroup2": ("memory.max", "memory.current", ""),
+    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
 _UNLIMITED = 1 << 60  # version 1 writes the largest number of pages that it can count
 _PROC = Path("/proc")
 
@@ -93,24 +95,22 @@ def _of_machine() -> float:
 
 
 def _groups() -> Iterator[tuple[float, float]]:
-    """(limit, bytes taken) of each control group with a limit that this process is in; files' pages that can be dropped are not
-    counted as taken."""
-    with contextlib.suppress(OSError):
+    """(limit, bytes taken) of each control group with a limit that this process is in; files' pages are not counted as
+    taken."""
+    with contextlib.suppress(OSError, ValueError, IndexError):  # a system that has other files
         for kind, folder in _folders():
-            limit, used, droppable = _FILES[kind]
+            limit, used, prefix = _FILES[kind]
             with contextlib.suppress(OSError, ValueError):  # "max", or the root, which has no such file
                 most = int((folder / limit).read_text())
                 if most < _UNLIMITED:
                     taken = int((folder / used).read_text())
-                    yield float(most), float(taken - min(taken, _statistic(folder, droppable)))
+                    yield float(most), float(taken - min(taken, _of_files(folder, prefix)))
 
 
-def _statistic(folder: Path, name: str) -> int:
-    for line in (folder / "memory.stat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
+def _of_files(folder: Path, prefix: str) -> int:
+    """Bytes of files' pages, which the system drops when memory is asked for."""
+    rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return sum(int(row[1]) for row in rows if row and row[0] in (f"{prefix}active_file", f"{prefix}inactive_file"))
 
 
 def _folders() -> Iterator[tuple[str, Path]]:

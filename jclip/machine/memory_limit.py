@@ -23,7 +23,7 @@ RAISE = "raise it (ulimit -v unlimited, or the memory that is asked of the sched
 _SIGNALS = ("SIGSEGV", "SIGABRT", "SIGBUS")  # by which a failed allocation ends a process
 _INSIDE = "JCLIP_INSIDE_A_LIMIT"  # set for the child, and what it starts
 # Of address space, measured: less than what the smallest model works with, so that nothing is refused that would work.
-LIBRARIES = 64 * MIB  # NumPy, Pillow and other libraries
+LIBRARIES = 100 * MIB  # NumPy, Pillow and other libraries
 BUFFER = 40 * MIB  # each of NumPy's threads: it asks for its buffer again and again where there is no memory
 JITTOR = 90 * MIB  # Jittor, oneDNN and the first operators
 OF_RANKS = 370 * MIB  # Open MPI beside that, whose threads wait for ever where one lacks memory

@@ -43,7 +43,7 @@ def test_a_machine_without_limits(system):
 
 
 def test_the_narrowest_group_of_version_2(system):
-    statistics = f"anon 77\ninactive_file {300 * MIB}\nfile 1"
+    statistics = f"anon 77\ninactive_file {200 * MIB}\nactive_file {100 * MIB}\nfile 1"
     job = {"memory.max": 2000 * MIB, "memory.current": 1500 * MIB, "memory.stat": statistics}
     group(system, "0::/job/step", "/", "cgroup2", "rw", {"job": job, "job/step": {"memory.max": "max"}})
     assert (available.memory(), available.group_limit()) == (800 * MIB, 2000 * MIB)

@@ -143,7 +143,7 @@ def test_a_command_is_refused_before_numpy_waits_for_memory(mib):
     environ = {**os.environ, "OMP_NUM_THREADS": "2"}
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    assert ended.stderr.startswith("jclip embed: loading NumPy and other libraries needs about 144 MiB of memory")
+    assert ended.stderr.startswith("jclip embed: loading NumPy and other libraries needs about 180 MiB of memory")
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):

@@ -17,6 +17,7 @@ from jclip.data.unfinished_gallery import what_is_missing
 from jclip.errors import ConfigError, DataError
 from jclip.features import cached, gallery_embedding, gallery_lock, part_arrays, photo_galleries
 from jclip.features.source import ModelSource
+from jclip.machine import available
 
 MODEL = "shapes-tiny-rn"
 PART = 8
@@ -247,10 +248,12 @@ def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypat
     from jclip.features import gallery_estimate
 
     monkeypatch.setattr(gallery_estimate, "SECONDS", 0.2)
+    monkeypatch.setattr(available, "memory", lambda: 6e7)
     order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--dry-run", "--processes", "3"]
     assert main(order) == 0
     said = capsys.readouterr().out
     assert "of 29; to start takes" in said and "bottleneck: " in said and "3 " in said.splitlines()[3]
+    assert said.splitlines()[-1].startswith("won't fit: ") and "of memory" in said.splitlines()[-1]
     assert said.count("extrapolated from one process") == 1 and not (tmp_path / "g").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from jclip.cli import main
 from jclip.data.splits import read_photos
-from jclip.machine import process_times, work_meter
+from jclip.machine import available, process_times, work_meter
 from jclip.train import cost_estimate
 from jclip.train.configs import read_config
 from tests.conftest import use_cache
@@ -56,11 +56,13 @@ def test_all_of_the_work_is_counted(photo_folder, small_models):
     assert quiet.by_ranks(2) < quiet.seconds and quiet.by_ranks(4, machines=True) < quiet.by_ranks(2, machines=True)
 
 
-def test_processes_and_what_is_refused(capsys):
+def test_processes_and_what_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(available, "memory", lambda: 6e7)
     assert main(["train", "coop/smoke", "--dry-run", "--ranks", "3"]) == 0
     said = capsys.readouterr().out.splitlines()
     start = next(place for place, line in enumerate(said) if line.startswith("processes"))
     assert [line.split()[0] for line in said[start + 1 : start + 4]] == ["1", "2", "3"]
+    assert said[-2].startswith("won't fit: ") and "of memory" in said[-2]
     assert main(["train", "coop/smoke", "--ranks", "3"]) == 2
     assert "--ranks is of --dry-run" in capsys.readouterr().err
     assert main(["train", "full/smoke", "data.root=/nowhere", "--dry-run"]) == 2
