@@ -250,7 +250,7 @@ def described(
     found = estimated(module, cfg, complete=complete)
     counts = counts_to(ranks if found.ranks else 1)
     disk = {folder: found.run_bytes + found.state_bytes, paths.cache_dir(): found.cache_bytes}
-    missing = available.shortages({count: count * found.host for count in counts}, disk)
+    missing = available.shortages({count: count * found.memory_of_rank(count) for count in counts}, disk)
     return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks)), *missing])
 
 
