@@ -114,7 +114,9 @@ def _reference(source: Source) -> Encoders:
 def _imported(module: str, *names: str) -> list[Any]:
     """Attributes of a reference's module. Raises `SetupError` where it is not installed or doesn't fit its torch."""
     misfit = _misfit_of_torchvision()
-    hidden = {"torchvision": None} if misfit and module == "transformers" else {}  # its towers need none, but it imports one
+    hidden = (
+        {"torchvision": None} if misfit and module == "transformers" else {}
+    )  # its towers need none, but it imports one
     try:
         with _modules(hidden):
             found = importlib.import_module(module)

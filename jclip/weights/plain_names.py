@@ -57,7 +57,9 @@ def plain_tensors(
 
 def _refuse_quantised(tensors: Mapping[str, LazyTensor], place: object) -> None:
     """Raise `CheckpointError` for a model's matrices of 8-bit integers, whose scales each library keeps in its own way."""
-    short = [k for k, t in tensors.items() if t.dtype in ("int8", "uint8") and len(t.shape) > 1 and k.startswith(_ROOTS)]
+    short = [
+        k for k, t in tensors.items() if t.dtype in ("int8", "uint8") and len(t.shape) > 1 and k.startswith(_ROOTS)
+    ]
     if short:
         raise CheckpointError(
             f"{place} holds {len(short)} weights of 8-bit integers ({short[0]}, …): they must be floats: save the model "

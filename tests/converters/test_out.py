@@ -305,7 +305,9 @@ def test_a_torchvision_of_another_build_is_no_hindrance_where_none_is_needed(tmp
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(metadata, "version", {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}.get)
     assert check._imported("transformers", "CLIPModel") == ["model"] and "torchvision" not in sys.modules
-    wanted = "by open_clip must have a torchvision that fits torch, got torchvision 0.28.0 of another build than torch 2.13"
+    wanted = (
+        "by open_clip must have a torchvision that fits torch, got torchvision 0.28.0 of another build than torch 2.13"
+    )
     with pytest.raises(SetupError, match=wanted):
         check._imported("open_clip", "create_model")
 
