@@ -47,7 +47,8 @@ def photos(shown: Preprocess) -> str:
     """One line."""
     mean, deviation = (" ".join(f"{v:g}" for v in values) for values in (shown.mean, shown.std))
     most = f" (at most {', '.join(map(str, shown.patch_counts))} patches of {shown.patch})" if shown.varies else ""
-    return f"{shown.resize}{most}, {shown.interpolation}, mean {mean}, deviation {deviation}"
+    first = "RGB first, " * shown.rgb_first
+    return f"{first}{shown.resize}{most}, {shown.interpolation}, mean {mean}, deviation {deviation}"
 
 
 def positions(found: Checkpoint) -> dict[str, str]:
@@ -70,7 +71,7 @@ def image_tower(v: AnyImage | None) -> str:
     if isinstance(v, ViTConfig):
         return f"ViT, {line}{', layer scale' * v.layer_scale}"
     if kind:
-        return f"{kind}, {line}"
+        return f"{kind}, {line}{', photos padded by a pixel' * getattr(v, 'stem_padding', 0)}"
     kinds = {"SwiGLU": v.swiglu, "inner norms": v.sub_norm, "rotary positions": v.rope, "RMS norm": v.rms_norm}
     kinds |= {"post-norm": v.post_norm, "without q, k, v bias": not v.bias}
     return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"

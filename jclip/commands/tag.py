@@ -79,8 +79,8 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--method", choices=TAG_METHODS, default="auto",
         help="tagclip: patches of a vision transformer, refined by its attention; places: the best place of any tower's map; "
-        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip, for ResNets places, for SigLIP "
-        "whole by its own sigmoid)",
+        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip, for SigLIP "
+        "whole by its own sigmoid, for ResNets, EVA, PE-Core and MobileCLIP places)",
     )  # fmt: skip
     p.add_argument(
         "--background", default="coco", metavar="SET|FILE|a,b,c",

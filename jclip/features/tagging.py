@@ -56,6 +56,7 @@ from jclip.prompts.templates import (
     load_templates,
     prompts_of,
 )
+from jclip.weights.variants import AnyImage
 
 TEMPLATES = "tagclip85"
 SHARES = ("tagclip", "places")  # methods whose scores are shares of all names
@@ -308,6 +309,10 @@ def check_names(classnames: Sequence[str]) -> None:
         raise ConfigError(f"class names must be unique, got {first!r:.80} and {second!r:.80}")
 
 
+def _has_tagclips_attention(vision: AnyImage) -> bool:
+    return vision.kind == "vit" and vision.layers > 1
+
+
 def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     """What `auto` stands for with this model. Raises `ConfigError` for a method that can't read its tower, or names that
     are too few for it."""
@@ -319,8 +324,8 @@ def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     if method == "auto" and source.config.sigmoid:
         method = "whole"
     if method == "auto":
-        method = "tagclip" if vision.kind in ("vit", "eva") else "places"
-    if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):
+        method = "tagclip" if _has_tagclips_attention(vision) else "places"
+    if method == "tagclip" and not _has_tagclips_attention(vision):
         raise ConfigError(
             f"method tagclip reads the attention of vision transformers, got a tower of kind {vision.kind}: use "
             "--method places, dense or whole"

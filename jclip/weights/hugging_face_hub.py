@@ -28,7 +28,8 @@ class HuggingFaceHub:
 
     def __init__(self, name: str, repository: str):
         try:
-            import huggingface_hub
+            import huggingface_hub.constants
+            import huggingface_hub.utils  # the package alone loads neither
         except ImportError:
             raise CheckpointError(f"{name} needs huggingface_hub: pip install 'jclip[hub]'") from None
         self.name, self._hub, self._repository, self.silent = name, huggingface_hub, repository, ""

@@ -184,3 +184,11 @@ def test_fg_clip_by_the_lists_name(tmp_path, close):
         text = written.texts_as_authors(theirs, tensors, torch.tensor(ids).long(), "long")
         close(ours.encode_image(pixels).numpy(), image, "features", "FG-CLIP 2 of the hub: image")
         close(ours.encode_text(ids).numpy(), text, "features", "FG-CLIP 2 of the hub: text")
+
+
+def test_without_a_mirror_the_hubs_own_address_is_asked():
+    """In a process that has loaded nothing else: the package's parts are not there until they are imported."""
+    code = "from jclip.weights.hugging_face_hub import HuggingFaceHub as H; print(H('hf-hub:a/b', 'a/b').place)"
+    own = {key: value for key, value in os.environ.items() if key != "HF_ENDPOINT"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=own, capture_output=True, text=True)
+    assert done.stdout.strip() == "https://huggingface.co", done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +141,21 @@ def test_tables_that_do_not_belong_together_are_one_line(tmp_path):
 def test_published_sizes_have_names():
     for name in ("LongCLIP-B-16", "LongCLIP-L-14"):
         assert architecture_name(ARCHITECTURES[name]) == name and ARCHITECTURES[name].text.context_length == 248
+
+
+def test_check_gives_open_clip_one_table(tmp_path, monkeypatch):
+    """open_clip knows no second table of positions, and would refuse the file as it lies."""
+    from convert import check
+
+    def create(name):
+        read = read_weights(Path(name.removeprefix("local-dir:")) / "open_clip_pytorch_model.bin")
+        given.update({key: tensor.read() for key, tensor in read.items()})
+        return made
+
+    given, made = {}, torch.nn.Identity()
+    made.encode_image = made.encode_text = None
+    monkeypatch.setattr(check, "_imported", lambda *_: [create])
+    path, arrays = authors_file(tmp_path / "long.pt", WHOLE, 3)
+    check._open_clip(identify(path, Stated(head_width=64)))
+    assert given.keys() == arrays.keys() - {"positional_embedding_res"}
+    assert np.array_equal(given["positional_embedding"][20:], arrays["positional_embedding_res"][20:])

@@ -237,7 +237,7 @@ def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
             {"method": "tagclip"},
             "tagclip reads the attention of vision transformers, got a tower",
         ),
-        (eva, NAMES, {}, "of kind eva: use --method places, dense or whole"),
+        (eva, NAMES, {"method": "tagclip"}, "of kind eva: use --method places, dense or whole"),
         (sources["vit"], (), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("cat", " "), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must be unique"),
@@ -252,7 +252,7 @@ def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
         with pytest.raises(ConfigError, match=message):
             Tagger(source, names, **more)
     assert Tagger(sources["vit"], ("cat",), background=(), method="dense").method == "dense"
-    assert Tagger(eva, NAMES, method="places").method == "places"
+    assert Tagger(eva, NAMES).method == "places"
     assert Tagger(sources["vit"], NAMES, background=["sky", "Cat", "Fire_hydrant"]).background == ("sky",)
     assert Tagger(sources["resnet"], NAMES).method == "places" and Tagger(sources["vit"], NAMES).method == "tagclip"
 
