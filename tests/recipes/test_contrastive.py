@@ -170,7 +170,12 @@ def test_the_scale_that_training_starts_from():
     from finetune.contrastive import start_model
     from jclip.train.configs import read_config
 
-    for settings, wanted in ((["scale=30"], 30), (["loss=sigmoid"], 10), (["loss=sigmoid", "scale=7"], 7), ([], 1 / 0.07)):
+    for settings, wanted in (
+        (["scale=30"], 30),
+        (["loss=sigmoid"], 10),
+        (["loss=sigmoid", "scale=7"], 7),
+        ([], 1 / 0.07),
+    ):
         model, _ = start_model(read_config(str(SMOKE), settings)[1], None)
         assert np.exp(model.logit_scale.item()) == pytest.approx(wanted, rel=tolerance("rounding"))
 
