@@ -78,11 +78,16 @@ def test_relations_and_rules_equal_loops_over_their_definitions(seed, close):
     close(box_relations.among(p, q, s, third), wanted / wanted.sum(), "closed_form")
 
 
-def test_a_rule_that_no_box_obeys_changes_nothing():
+def test_a_rule_that_no_box_obeys_changes_nothing(close):
     alone = np.array([0.0, 0, 1, 0, 0])
     assert np.array_equal(box_relations.related(alone, alone, box_relations.RELATIONS["left"](BOXES)), alone)
     thing = Thing("a", (("left", (Thing("b"),)),), ("above",))
     assert np.array_equal(box_proposals.phrase_probabilities("a left of b", thing, lambda _: alone, BOXES), alone)
+    likely = {"a left of b": np.array([0.1, 0.2, 0.3, 0.2, 0.2]), "a": np.array([0.4, 0.1, 0.2, 0.2, 0.1])}
+    thing = Thing("a", (), ("above",))
+    both = likely["a left of b"] * box_proposals.thing_probabilities(thing, likely.get, BOXES)
+    found = box_proposals.phrase_probabilities("a left of b", thing, likely.get, BOXES)
+    close(found, both / both.sum(), "closed_form")
 
 
 @pytest.mark.parametrize("seed", [3, 4])

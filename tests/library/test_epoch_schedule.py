@@ -33,6 +33,7 @@ def test_a_long_warmup_and_none(close):
     schedule = rates(3, lr=0.01, epochs=100, warmup=10, warmup_lr=1e-3)
     assert schedule[:10] == [1e-3] * 10 and schedule[10] == 0.01
     close(schedule[81], 0.005 * (1 + np.cos(np.pi * 0.71)), "schedule")
+    close(rates(4, lr=0.6, epochs=9, warmup=3)[:4], [0.2, 0.4, 0.6, 0.6], "schedule")
     close(rates(2, lr=1e-5, epochs=5), [0.5e-5 * (1 + np.cos(np.pi * e / 5)) for e in range(5)], "schedule")
 
 

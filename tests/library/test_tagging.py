@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -208,6 +209,18 @@ def test_templates_and_sentences(sources, photos, tmp_path):
     assert tagger.head.weights.shape == (3, 24)  # the background has no sentences, and a plain prompt
     same = Tagger(sources["resnet"], ("cat", "dog"), PLAIN, ["sea"]).head.weights
     assert np.allclose(tagger.head.weights[2], same[2]) and not np.allclose(tagger.head.weights[0], same[0])
+
+
+def test_background_names_are_put_into_all_templates_that_are_given(sources, tmp_path):
+    sentences = {"cat": ["a small cat."], "dog": ["one dog"]}
+    (tmp_path / "said.json").write_text(json.dumps(sentences))
+    (tmp_path / "both.json").write_text(json.dumps({"templates": ["my {}."], "class_sentences": sentences}))
+    wanted = {
+        "a drawing of a {}.": ["a drawing of a sea."], f"simple+{tmp_path}/said.json": ["a photo of a sea."],
+        f"{tmp_path}/both.json": ["my sea."], f"{tmp_path}/both.json+simple": ["my sea.", "a photo of a sea."],
+    }  # fmt: skip
+    found = {t: Tagger(sources["resnet"], ("cat", "dog"), t, ["sea"]).made_of[1][1] for t in wanted}
+    assert found == {templates: [prompts] for templates, prompts in wanted.items()}
 
 
 def test_photos_that_cannot_be_scored(sources, photos, tmp_path, capsys):

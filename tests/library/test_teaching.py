@@ -283,18 +283,24 @@ def test_foreign_and_damaged_concepts_are_refused_in_one_line(made, tmp_path):
             read_concept(file)
     said = json.loads(_metadata(whole))
     good = {"vector": TEXT, "text": TEXT, "scale_and_bias": np.array([1.0, 0.0])}
-    for arrays in (
-        {**good, "vector": 2 * TEXT},
-        {**good, "text": TEXT[:-1]},
-        {**good, "scale_and_bias": np.array([0.0, 1.0])},
-        {**good, "scale_and_bias": np.array([1.0, np.nan])},
-    ):
-        safetensors.write(file, arrays, {"concept": json.dumps(said)})
-        with pytest.raises(DataError, match="must be a concept"):
+    safetensors.write(file, good, {"concept": json.dumps(said)})
+    assert read_concept(file).name == concept.name  # so that what follows is refused for what is wrong in it
+    wide = np.full(65537, 65537**-0.5, np.float32)
+    for changed, message in (
+        ({"vector": 2 * TEXT}, "a vector that is not of length one"), ({"text": TEXT[:-1]}, "arrays of "),
+        ({"text": TEXT + np.float32(np.inf)}, "not of length one"), ({"vector": TEXT[None], "text": TEXT[None]}, "a vector of"),
+        ({"vector": TEXT[:0], "text": TEXT[:0]}, "a vector of"), ({"vector": wide, "text": wide}, "a vector of"),
+        ({"scale_and_bias": np.array([0.0, 1.0])}, "not of length one"),
+        ({"scale_and_bias": np.array([np.inf, 1.0])}, "numbers that are not finite"),
+        ({"scale_and_bias": np.array([1.0, np.nan])}, "numbers that are not finite"),
+    ):  # fmt: skip
+        safetensors.write(file, {**good, **changed}, {"concept": json.dumps(said)})
+        with pytest.raises(DataError, match=f"must be a concept as .*{message}"):
             read_concept(file)
-    for name, value in (("name", " "), ("identity", []), ("audit", 3), ("strange", 1)):
+    for name, value, message in (("name", " ", "texts"), ("identity", [], "an identity"), ("audit", 3, "tables"),
+                                 ("strange", 1, "strange")):  # fmt: skip
         safetensors.write(file, good, {"concept": json.dumps({**said, name: value})})
-        with pytest.raises(DataError, match="must be a concept"):
+        with pytest.raises(DataError, match=f"must be a concept as .*{message}"):
             read_concept(file)
     with pytest.raises(DataError, match="no such concept"):
         read_concept(tmp_path / "none.concept")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jclip.cli import main
 from jclip.readers import read_weights
+from tests.tolerances import tolerance
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
@@ -162,6 +163,21 @@ def files_up_to(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_scale_that_training_starts_from():
+    """The setting's; SigLIP's for its loss; else the network's."""
+    from finetune.contrastive import start_model
+    from jclip.train.configs import read_config
+
+    for settings, wanted in (
+        (["scale=30"], 30),
+        (["loss=sigmoid"], 10),
+        (["loss=sigmoid", "scale=7"], 7),
+        ([], 1 / 0.07),
+    ):
+        model, _ = start_model(read_config(str(SMOKE), settings)[1], None)
+        assert np.exp(model.logit_scale.item()) == pytest.approx(wanted, rel=tolerance("rounding"))
 
 
 def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, capsys):

@@ -143,6 +143,9 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
     for k, v in optim.params.items():
         got = without_key_bias(k, v.numpy()).reshape(wanted[k].shape)
         close(got, wanted[k], "trajectory", label.format("weights after"), drift=drift[k])
+    model.logit_scale.assign(np.full(model.logit_scale.shape, 5, np.float32))
+    step(given[0], 4)
+    close(model.logit_scale.item(), np.log(100), "rounding")
 
 
 def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):

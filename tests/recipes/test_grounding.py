@@ -25,7 +25,7 @@ from jclip.report.grounder import Grounder
 from jclip.report.predictor import Predictor
 from jclip.runtime import jt
 from jclip.train import box_towers
-from jclip.train.box_training import PhraseBatches, auroc, batch_loss, found_in, presence
+from jclip.train.box_training import PhraseBatches, auroc, batch_loss, check_step, found_in, presence
 
 SMOKE = Path(__file__).parents[2] / "configs" / "grounding" / "smoke.yaml"
 
@@ -147,6 +147,11 @@ def test_batches_of_an_epoch_are_the_same_at_every_call_and_others_in_the_next(f
     assert all(any(there) for _, there in boxes(0))
     with pytest.raises(DataError, match="a batch must fit the"):
         PhraseBatches(features, 1000, seed=3)
+    check_step(20, 20)
+    check_step(20, 6, 3)
+    for size, accumulate, message in ((21, 1, "a batch must fit the 20"), (6, 4, "a step of 4 x 6 phrases")):
+        with pytest.raises(DataError, match=message):
+            check_step(20, size, accumulate)
 
 
 EARLY = {
