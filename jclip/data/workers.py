@@ -67,8 +67,11 @@ def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: i
             if error is None:
                 ORIENTATIONS.saw(paths[place], turned)
             yield place, _taken(pixels[place % slots], shape) if error is None else DataError(error)
-        while workers:  # each has given all its answers
-            _send(workers[-1], {})
+        for worker in workers:  # each has given all its answers
+            _send(worker, {})
+        while (
+            workers and workers[-1].stdout.readline()
+        ):  # one that was started last opens the memory before it is closed
             _idle.setdefault(os.getpid(), []).append(workers.pop())
     finally:
         for worker in workers:
@@ -161,12 +164,14 @@ def _answer(worker: subprocess.Popen) -> tuple[str | None, bool, list[int]] | No
 
 def _work() -> None:
     """The process's part: until its input ends, prepare what is named and say null, or what went wrong, and whether the
-    photo was turned."""
+    photo was turned; an empty message is answered by an empty line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, and ends this one
     for line in sys.stdin:
         message = json.loads(line)
         if not message:  # these photos are done: free their memory
             pixels = None
+            sys.stdout.write("\n")
+            sys.stdout.flush()
             continue
         if isinstance(message, dict):  # others: where their pixels go, and how they are seen
             views = (BoxViews if message["views"]["kind"] == "BoxViews" else Views).from_dict(message["views"])

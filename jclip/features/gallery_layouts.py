@@ -79,8 +79,12 @@ def export_layout(store: Store, folder: Path, source: ModelSource | None = None)
     """
     check_export(folder)
     arrow, parquet = parquet_files.arrow(NEEDS)
-    start = 0
-    for number, part in enumerate(store.parts):
+    start, digits = (
+        0,
+        len(str(len(store.parts))),
+    )  # as clip-retrieval writes them, which reads files by their sorted names
+    for count, part in enumerate(store.parts):
+        number = f"{count:0{digits}d}"
         rows = [store.rows[row] for row in range(start, start + len(part))]
         start += len(part)
         _write_array(folder / IMAGES / f"{IMAGES}_{number}.npy", part)
@@ -105,9 +109,8 @@ def _parts(layout: Path) -> Iterator[tuple[np.ndarray, Path | None, Path]]:
         raise DataError(f"{layout / IMAGES} must hold {IMAGES}_0.npy, …, got none")
     for number in sorted(numbered):
         table = layout / METADATA / f"{METADATA}_{number}.parquet"
-        if not table.is_file() and (layout / METADATA).is_dir():
-            stems = f"{METADATA}_{number:0{len(numbered[number].stem.rpartition('_')[2])}d}.parquet"
-            table = layout / METADATA / stems
+        if not table.is_file():
+            table = layout / METADATA / f"{METADATA}_{numbered[number].stem.rpartition('_')[2]}.parquet"
         if not table.is_file():
             raise DataError(f"{table} must stand beside {numbered[number].name}: it says where the photos are")
         yield map_array(numbered[number]), table, numbered[number]

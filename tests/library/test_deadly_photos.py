@@ -43,6 +43,7 @@ def photos(tmp_path, monkeypatch):
     for some in workers._idle.values():
         for worker in some:
             worker.communicate()
+            assert worker.returncode == 0  # the one that came last found the memory that it was given
 
 
 def test_a_gallery_and_parts_leave_out_what_ended_the_process_before(photos, tmp_path):

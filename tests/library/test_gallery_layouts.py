@@ -10,7 +10,7 @@ import pytest
 from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, gallery_layouts
+from jclip.features import gallery_embedding, gallery_layouts, gallery_merge
 from jclip.features.source import ModelSource
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install '.[parquet]'")
@@ -57,6 +57,25 @@ def test_it_is_what_clip_retrieval_reads(layout, close):
     assert table["caption"] == ["a red star", "", "", "two moons", ""] and all(
         map(Path.is_file, map(Path, table["image_path"]))
     )
+
+
+def test_numbers_of_many_parts_sort_as_clip_retrieval_sorts_them(layout, source, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir()
+        for number in range(4):
+            draw_scene((number, ord(name))).render().save(tmp_path / "photos" / name / f"{number}.png")
+    monkeypatch.setattr(gallery_merge, "PART_ROWS", 1)
+    gallery_embedding.embed(gallery_inputs.read_inputs([tmp_path / "photos"]), source, tmp_path / "many")
+    many = gallery_store.open_store(tmp_path / "many")
+    gallery_layouts.export_layout(many, tmp_path / "wide")
+    files = sorted((tmp_path / "wide" / "img_emb").iterdir())
+    assert [file.name for file in files] == [f"img_emb_{number:02d}.npy" for number in range(13)]
+    assert np.array_equal(np.concatenate([np.load(file) for file in files]), np.concatenate(many.parts))
+    tables = sorted((tmp_path / "wide" / "metadata").iterdir())
+    named = [path for file in tables for path in parquet.read_table(file).column("image_path").to_pylist()]
+    assert named == [str(tmp_path / "photos" / row["path"]) for row in many.rows]
+    back = gallery_layouts.import_layout(tmp_path / "wide", source, tmp_path / "back")
+    assert [row["sha256"] for row in back.rows] == [row["sha256"] for row in many.rows]
 
 
 def test_features_of_absent_photos_are_taken(source, tmp_path):
