@@ -23,6 +23,7 @@ from jclip.machine import gpu, rank_watch, ranks
 NAME = "libnccl"
 SECONDS_TO_JOIN = 60.0
 SECONDS_TO_SUM = 30.0  # a few numbers
+SECONDS_TO_STOP = 5.0  # for the thread that watches sums, which asks NCCL and the driver
 SECONDS_OF_A_SUM = 1800.0  # while training: others may read photos, or compile, before they add theirs
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 
@@ -207,8 +208,8 @@ class Communicator:
         if self.handle:
             atexit.unregister(self.leave)
             handle, self.handle = self.handle, 0
-            self._watch.stop = 1
-            while self._watch.running:
+            self._watch.stop, end = 1, time.monotonic() + SECONDS_TO_STOP
+            while self._watch.running and time.monotonic() < end:
                 time.sleep(0.01)
             how(handle)
 
