@@ -16,7 +16,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError
 
 _SMALL = Views(Preprocess(size=(8, 8), resize="squash"))
-_AHEAD = 16  # photos
+_AHEAD, _OF_EACH = 16, 64  # photos in preparation; for which another process is worth its start
 
 
 @contextlib.contextmanager
@@ -43,8 +43,8 @@ def decoding(mark: Path, photos: Callable[[], Sequence[str]], views: OfPhotos = 
 
 def _deadly(photos: Sequence[str], views: OfPhotos) -> dict[str, str]:
     """Photo → what it does to the process that decodes it."""
-    numbers = range(len(photos))
-    results = workers.decoded(photos, numbers, views, _AHEAD, max(1, loader.workers())) if photos else ()
+    count = max(1, min(loader.workers(), len(photos) // _OF_EACH))
+    results = workers.decoded(photos, range(len(photos)), views, _AHEAD, count) if photos else ()
     return {
         photos[place]: str(got).partition(photo_file.FAILED)[2]
         for place, got in results
