@@ -276,7 +276,7 @@ def folder_scenario() -> Scenario:
                 return 0
             slot, numbers, first = opened.slot("train"), np.zeros(8, np.float32), 0
             if (saved := slot.load()) is not None:
-                numbers, first = saved[0]["numbers"], saved[1]["epoch"]
+                numbers, first = saved[0]["numbers"].read(), saved[1]["epoch"]
             opened.drop_lines("train", first)
             for epoch in range(first, 2):
                 numbers = numbers + epoch

@@ -28,6 +28,6 @@ def test_every_family_stands_with_its_traits():
 
 def test_options_and_targets_that_are_named_exist():
     known = {option for action in parser()._actions for option in action.option_strings}
-    named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--published", "--files", "--model"}
+    named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--published", "--files", "--model", "--processes"}
     assert named <= known, named - known
     assert all(target in TEXT for target in TARGETS)

@@ -82,8 +82,7 @@ def test_a_jittor_that_came_first_is_warned_of_once():
     done = python(
         """
         import os, warnings
-        from jclip.machine import ranks, toolchain
-from jclip.machine.ranks import Ranks
+        from jclip.machine import toolchain
         settings = dict(HOME=str(toolchain.jittor_home()), nvcc_path="", cache_name="jclip", log_silent="1",
                         FIX_TORCH_ERROR="0", use_mpi="0", gdb_path="", use_mkl="0")
         os.environ.update(settings)

@@ -385,7 +385,7 @@ def test_other_weights_on_resume_are_refused(other, folder, small_models, tmp_pa
     command = ["train", str(ROOT / "configs" / "no_finetune.yaml"), f"model={weights}", f"data.root={folder}",
                "data.val_shots=0", "optim.batch=8", "optim.epochs=1", "--run", str(tmp_path / "run")]  # fmt: skip
     with monkeypatch.context() as stopped:
-        stopped.setattr("jclip.model.clip.save_model", interrupt)
+        stopped.setattr("jclip.train.on_photos.save_model", interrupt)
         assert main(command) == 130
     assert (tmp_path / "run" / "train.safetensors").is_file()
     shutil.copy(small_models["resnet"] if other == "resnet" else toy_file(tmp_path, SMALL_VIT, seed=1), weights)

@@ -15,7 +15,7 @@ from jclip.config import OptimConfig
 from jclip.features.precomputed import FeatureSet
 from jclip.functional.directions import unit
 from jclip.paths import ASSETS
-from jclip.train.configs import read_config, resolved
+from jclip.train.configs import read_point, resolved
 from jclip.train.run import Run
 
 COLOURS = ("red thing", "green thing", "blue thing")
@@ -23,8 +23,8 @@ NO_TORCH = "the reference is not installed: pip install '.[parity]'"
 
 
 def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
-    """The metrics of a run in `folder`."""
-    module, cfg, _ = read_config(str(config), overrides)
+    """The metrics of a run in `folder`; settings that only other points of a parametrised test read may stand there."""
+    module, cfg, _ = read_point(str(config), overrides)
     with Run(folder, resolved(module, cfg)) as run:
         return run.finish(module.run(cfg, run))["metrics"]
 
