@@ -14,6 +14,7 @@ from jclip.data import world
 from jclip.errors import ConfigError, DataError
 from jclip.readers import read_weights
 from jclip.report.predictor import Classifier
+from jclip.train.configs import read_config
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "zero_shot"
@@ -361,7 +362,7 @@ def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close)
 def test_wrong_settings(settings, message):
     data = "data.features=" if settings[0].startswith("models") and "model=x" not in settings[0] else "data.shots=4"
     with pytest.raises(ConfigError, match=message):
-        toys.read_config(str(CONFIGS / "smoke.yaml"), [data, *settings])
+        read_config(str(CONFIGS / "smoke.yaml"), [data, *settings])
 
 
 @pytest.mark.parametrize("method", ["whole", "places"])
